@@ -1,0 +1,29 @@
+"""Errors a user can act on. The command line prints them as one line, without a traceback.
+
+Exit status: 0 ran, 2 usage, 4 nothing could be measured. 1 is left to Python for crashes, so
+that a crash can never be read as a verdict.
+"""
+
+
+class KvbenchError(Exception):
+    """Base of every error whose message is written for the user: seen, expected, what to do."""
+
+    exit_code = 2
+
+
+class UsageError(KvbenchError):
+    """An argument, a file or a suite is not what it should be."""
+
+
+class NothingMeasuredError(KvbenchError):
+    """A run ended without one row that holds a figure."""
+
+    exit_code = 4
+
+
+class TierUnavailableError(KvbenchError):
+    """A tier, an engine or a kind of memory that this machine cannot offer was asked for."""
+
+
+class CorruptDataError(KvbenchError):
+    """Bytes that arrived are not the bytes that were sent."""

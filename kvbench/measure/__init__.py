@@ -1,0 +1,1 @@
+"""Suites, samples, statistics and results: how a number is made."""

@@ -1,0 +1,178 @@
+"""What a suite is: a question, and the cases that answer it. Data only; nothing runs here.
+
+An `Operation` names something that can be measured and the parameters it takes; a `Case` is an
+operation with a value for each parameter; a `Suite` turns a model's geometry and a machine into
+cases. Built-in suites and users' TOML files go through the same `Operation.case`, so a wrong
+parameter reads the same from both.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import xxhash
+
+from kvbench.errors import UsageError
+from kvbench.geometry import KVGeometry
+from kvbench.machine import Machine
+from kvbench.units import parse_bytes
+
+Value = int | str | bool
+
+
+class Kind(Enum):
+    """What a parameter's value is, and so how text becomes one."""
+
+    BYTES = "a size such as 256KiB"
+    COUNT = "a whole number"
+    CHOICE = "a word"
+    FLAG = "true or false"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter of an operation. Without a default it must be given."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    default: Value | None = None
+    choices: tuple[str, ...] = ()
+    least: int = 1
+
+    def parse(self, raw: object) -> Value:
+        """The value in base units.
+
+        Raises:
+            UsageError: it is not of this kind, not among the choices or below the least value.
+        """
+        if self.kind is Kind.FLAG and isinstance(raw, bool):
+            return raw
+        if self.kind is Kind.CHOICE and raw in self.choices:
+            return str(raw)
+        if self.kind is Kind.BYTES and isinstance(raw, str):
+            raw = parse_bytes(raw)
+        if (
+            self.kind in {Kind.BYTES, Kind.COUNT}
+            and isinstance(raw, int)
+            and not isinstance(raw, bool)
+            and raw >= self.least
+        ):
+            return raw
+        raise UsageError(f"{self.name} = {raw!r}: expected {self.expected}")
+
+    @property
+    def expected(self) -> str:
+        """The allowed values, for an error message and for `kvbench list`."""
+        if self.kind is Kind.CHOICE:
+            return "one of " + ", ".join(self.choices)
+        if self.kind in {Kind.BYTES, Kind.COUNT}:
+            return f"{self.kind.value}, at least {self.least}"
+        return self.kind.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One thing measured with fixed parameters.
+
+    `body` is "module:Class", imported only by the worker process, so that a device library is
+    loaded where it is needed and nowhere else.
+    """
+
+    id: str
+    tier: str
+    operation: str
+    body: str
+    params: Mapping[str, Value]
+    time_limit_s: float | None = None
+
+    @property
+    def definition_hash(self) -> str:
+        """16 hex digits over everything that makes two results of this case comparable."""
+        text = repr((self.id, self.operation, self.body, sorted(self.params.items())))
+        return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """Something kvbench can measure.
+
+    `unmet` says why this machine cannot run a case with these parameters, or None.
+    `label` makes the readable part of a case id from its parameters.
+    """
+
+    name: str
+    tier: str
+    body: str
+    meaning: str
+    parameters: tuple[Parameter, ...]
+    label: Callable[[Mapping[str, Value]], str]
+    unmet: Callable[[Mapping[str, Value], Machine], str | None] = field(default=lambda *_: None)
+
+    def case(self, raw: Mapping[str, Any], *, time_limit_s: float | None = None) -> Case:
+        """Check the parameters and make a case.
+
+        Raises:
+            UsageError: a parameter is unknown, missing or has a wrong value.
+        """
+        known = {parameter.name: parameter for parameter in self.parameters}
+        for name in raw:
+            if name not in known:
+                raise UsageError(f"{self.name} has no parameter {name!r}; it has {', '.join(known)}")
+        params: dict[str, Value] = {}
+        for name, parameter in known.items():
+            if name in raw:
+                params[name] = parameter.parse(raw[name])
+            elif parameter.default is not None:
+                params[name] = parameter.default
+            else:
+                raise UsageError(f"{self.name} needs {name}: {parameter.expected}")
+        return Case(
+            id=f"{self.name}/{self.label(params)}",
+            tier=self.tier,
+            operation=self.name.split(".", 1)[1],
+            body=self.body,
+            params=params,
+            time_limit_s=time_limit_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much to measure: the same for every case of a run unless a case says otherwise.
+
+    The stopping rule is precision, never significance: sampling ends when the 95 % interval of
+    the median is within `target_half_width` of it, or at a limit, and the row says which.
+    """
+
+    processes: int = 10
+    target_half_width: float = 0.02
+    min_samples: int = 12
+    max_samples: int = 4000
+    warmup_s: float = 0.3
+    time_limit_s: float = 5.0  # sampling time of one process, warm-up not included
+    data_bytes: int = 4 * 2**30  # what storage offsets rotate over
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """A named question; `build` makes its cases from what the model and the machine are."""
+
+    name: str
+    question: str
+    build: Callable[[KVGeometry, Machine], Sequence[Case]]
+    plan: Plan = field(default_factory=Plan)
+
+
+def sweep(operation: Operation, **axes: Value | Iterable[Value]) -> list[Case]:
+    """Every combination of the axes, the last one varying fastest; a lone value is an axis of one."""
+    values = [
+        (axis,) if isinstance(axis, int | str) else tuple(axis)  # bool is an int
+        for axis in axes.values()
+    ]
+    return [
+        operation.case(dict(zip(axes, combination, strict=True)))
+        for combination in itertools.product(*values)
+    ]

@@ -1,0 +1,1 @@
+"""Where blocks live: engines that move them to and from a tier."""
