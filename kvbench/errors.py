@@ -27,3 +27,12 @@ class TierUnavailableError(KvbenchError):
 
 class CorruptDataError(KvbenchError):
     """Bytes that arrived are not the bytes that were sent."""
+
+
+class InterruptedRunError(KvbenchError):
+    """A signal ended the command; the exit status is the shell's, 128 + signal."""
+
+    def __init__(self, number: int, note: str = "") -> None:
+        super().__init__(f"interrupted{note}")
+        self.number = number
+        self.exit_code = 128 + number

@@ -64,8 +64,10 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one fresh worker process measured. The process is the unit of replication.
 
-    `bytes_per_s` is completed bytes over elapsed time for a stream of operations and the median
-    sample for a step (`statistic` says which). `sample_bytes_per_s` holds at most 1000 of
+    `payload_bytes`, `traffic_bytes` and `device_bytes` count the same span, warm-up included, so
+    that they can be held against each other. `bytes_per_s` is `timed_bytes` over `elapsed_s` for a
+    stream of operations and the median sample for a step (`statistic` says which).
+    `sample_bytes_per_s` holds at most 1000 of
     `sample_count` samples, evenly thinned, in the order they were taken.
     """
 
@@ -74,7 +76,8 @@ class ProcessResult(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_s: float
     payload_bytes: int
     traffic_bytes: int
-    elapsed_s: float
+    timed_bytes: int  # warm-up left out
+    elapsed_s: float  # of the timed bytes
     sample_bytes_per_s: list[float]
     sample_count: int
     warmup_samples: int

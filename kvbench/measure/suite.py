@@ -41,12 +41,14 @@ class Parameter:
     default: Value | None = None
     choices: tuple[str, ...] = ()
     least: int = 1
+    most: int = 2**62
+    multiple_of: int = 1
 
     def parse(self, raw: object) -> Value:
         """The value in base units.
 
         Raises:
-            UsageError: it is not of this kind, not among the choices or below the least value.
+            UsageError: it is not of this kind, not among the choices or out of bounds.
         """
         if self.kind is Kind.FLAG and isinstance(raw, bool):
             return raw
@@ -58,7 +60,8 @@ class Parameter:
             self.kind in {Kind.BYTES, Kind.COUNT}
             and isinstance(raw, int)
             and not isinstance(raw, bool)
-            and raw >= self.least
+            and self.least <= raw <= self.most
+            and raw % self.multiple_of == 0
         ):
             return raw
         raise UsageError(f"{self.name} = {raw!r}: expected {self.expected}")
@@ -69,53 +72,58 @@ class Parameter:
         if self.kind is Kind.CHOICE:
             return "one of " + ", ".join(self.choices)
         if self.kind in {Kind.BYTES, Kind.COUNT}:
-            return f"{self.kind.value}, at least {self.least}"
+            bounds = f"{self.kind.value}, at least {self.least}"
+            if self.most < 2**62:
+                bounds += f", at most {self.most}"
+            if self.multiple_of > 1:
+                bounds += f", a multiple of {self.multiple_of}"
+            return bounds
         return self.kind.value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One thing measured with fixed parameters.
+Limit = tuple[float | None, str]
+"""Payload bytes per second that the hardware cannot exceed, and where that figure comes from; or
+None and why there is none."""
 
-    `body` is "module:Class", imported only by the worker process, so that a device library is
-    loaded where it is needed and nowhere else.
-    """
 
-    id: str
-    tier: str
-    operation: str
-    body: str
-    params: Mapping[str, Value]
-    time_limit_s: float | None = None
-
-    @property
-    def definition_hash(self) -> str:
-        """16 hex digits over everything that makes two results of this case comparable."""
-        text = repr((self.id, self.operation, self.body, sorted(self.params.items())))
-        return xxhash.xxh3_64_hexdigest(text.encode())
+def no_limit(_params: Mapping[str, Value], _machine: Machine) -> Limit:
+    """The limit of an operation that has none we know of."""
+    return None, "no limit is known for this operation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """Something kvbench can measure.
 
-    `unmet` says why this machine cannot run a case with these parameters, or None.
-    `label` makes the readable part of a case id from its parameters.
+    `body` is "module:Class", imported only by the worker process, so that a device library is
+    loaded where it is needed and nowhere else. The functions take the checked parameters:
+    `label` makes the readable part of a case id, `path` says how the bytes are meant to travel,
+    `contradiction` which of them cannot go together, `unmet` why this machine cannot run it (both
+    None when all is well), `limit` what it cannot exceed.
     """
 
-    name: str
-    tier: str
-    body: str
+    name: str  # "tier.verb"
     meaning: str
+    body: str
     parameters: tuple[Parameter, ...]
     label: Callable[[Mapping[str, Value]], str]
-    unmet: Callable[[Mapping[str, Value], Machine], str | None] = field(default=lambda *_: None)
+    path: Callable[[Mapping[str, Value]], str]
+    contradiction: Callable[[Mapping[str, Value]], str | None] = lambda _params: None
+    unmet: Callable[[Mapping[str, Value], Machine], str | None] = lambda _params, _machine: None
+    limit: Callable[[Mapping[str, Value], Machine], Limit] = no_limit
+    stream: bool = False  # a StreamBody: operations in flight until stopped
+    traffic_per_payload: float = 1.0  # a copy reads and writes: 2.0
 
-    def case(self, raw: Mapping[str, Any], *, time_limit_s: float | None = None) -> Case:
+    @property
+    def tier(self) -> str:
+        """The tier that it measures."""
+        return self.name.split(".", 1)[0]
+
+    def case(self, raw: Mapping[str, Any], *, time_limit_s: float | None = None) -> "Case":
         """Check the parameters and make a case.
 
         Raises:
-            UsageError: a parameter is unknown, missing or has a wrong value.
+            UsageError: a parameter is unknown, missing, wrong by itself or beside another.
         """
         known = {parameter.name: parameter for parameter in self.parameters}
         for name in raw:
@@ -129,14 +137,29 @@ class Operation:
                 params[name] = parameter.default
             else:
                 raise UsageError(f"{self.name} needs {name}: {parameter.expected}")
-        return Case(
-            id=f"{self.name}/{self.label(params)}",
-            tier=self.tier,
-            operation=self.name.split(".", 1)[1],
-            body=self.body,
-            params=params,
-            time_limit_s=time_limit_s,
-        )
+        if wrong := self.contradiction(params):
+            raise UsageError(f"{self.name}: {wrong}")
+        return Case(operation=self, params=params, time_limit_s=time_limit_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One operation with fixed parameters: what one row of a report is about."""
+
+    operation: Operation
+    params: Mapping[str, Value]
+    time_limit_s: float | None = None
+
+    @property
+    def id(self) -> str:
+        """For example `nvme.read/posix/1MiB/qd16/random`."""
+        return f"{self.operation.name}/{self.operation.label(self.params)}"
+
+    @property
+    def definition_hash(self) -> str:
+        """16 hex digits over everything that makes two results of this case comparable."""
+        text = repr((self.id, self.operation.body, sorted(self.params.items())))
+        return xxhash.xxh3_64_hexdigest(text.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +173,7 @@ class Plan:
     processes: int = 10
     target_half_width: float = 0.02
     min_samples: int = 12
+    min_time_s: float = 0.5  # a dozen quick samples agree before the first stall has come
     max_samples: int = 4000
     warmup_s: float = 0.3
     time_limit_s: float = 5.0  # sampling time of one process, warm-up not included

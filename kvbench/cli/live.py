@@ -1,0 +1,134 @@
+"""What a run shows while it measures: a live line on a terminal, plain lines elsewhere.
+
+Goes to standard error, so that standard output holds the tables alone.
+"""
+
+import sys
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kvbench.measure.result import HAS_FIGURE, Row
+from kvbench.measure.runner import CaseFinished, Event, ProcessStarted, Setting
+from kvbench.measure.suite import Case
+from kvbench.measure.worker import Estimate
+from kvbench.units import format_rate
+
+STARTUP_S = 0.6  # guess of a worker's start and check, until real cases have been timed
+
+
+class Live(Protocol):
+    """Shown events."""
+
+    def show(self, event: Event) -> None:
+        """Take in one event."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def make_live(cases: list[Case], setting: Setting) -> Live:
+    """The live view where standard error is a terminal, plain lines where it is not."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return TerminalLive(cases, setting, console)
+    return PlainLive(len(cases))
+
+
+class PlainLive:
+    """One line a finished case: what a log wants."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+
+    def show(self, event: Event) -> None:
+        """A line when a case is finished; runs of skipped cases are left to the table."""
+        if not isinstance(event, CaseFinished):
+            return
+        self._done += 1
+        sys.stderr.write(f"[{self._done}/{self._total}] {row_line(event.row)}\n")
+        sys.stderr.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class TerminalLive:
+    """Case, process, current estimate and time left, on one line that is rewritten."""
+
+    def __init__(self, cases: list[Case], setting: Setting, console: Console) -> None:
+        self._left = len(cases)
+        self._nominal_s = setting.plan.processes * (
+            setting.plan.warmup_s + setting.plan.time_limit_s + STARTUP_S
+        )
+        self._measured = 0
+        self._measured_s = 0.0
+        self._progress = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(bar_width=16),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=len(cases), left="–")
+        self._what = ""
+
+    def show(self, event: Event) -> None:
+        """Rewrite the line."""
+        if isinstance(event, ProcessStarted):
+            self._what = f"{event.case.id}  process {event.process + 1}/{event.processes}"
+            self._progress.update(self._task, description=self._what, left=self._time_left())
+        elif isinstance(event, CaseFinished):
+            self._left -= 1
+            if event.row.processes:
+                self._measured += 1
+                self._measured_s += event.row.elapsed_s or 0.0
+            self._progress.advance(self._task)
+            if event.row.state in HAS_FIGURE:
+                self._progress.console.print(row_line(event.row), markup=False, highlight=False)
+        elif isinstance(event.message, Estimate):
+            now = event.message
+            width = f" ±{now.half_width:.1%}" if now.half_width is not None else ""
+            self._progress.update(
+                self._task, description=f"{self._what}  {format_rate(now.bytes_per_s)}{width}"
+            )
+        else:
+            self._progress.update(
+                self._task, description=f"{self._what}  {event.message.name}"
+            )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _time_left(self) -> str:
+        each_s = self._measured_s / self._measured if self._measured else self._nominal_s
+        minutes, seconds = divmod(round(each_s * self._left), 60)
+        return f"≤{minutes}:{seconds:02d}"
+
+
+def row_line(row: Row) -> str:
+    """For example `nvme.read/posix/1MiB/qd16/random  1.02 GB/s`."""
+    if row.bytes_per_s is not None:
+        return f"{row.id}  {format_rate(row.bytes_per_s)}"
+    return f"{row.id}  {row.state.value}: {row.reason}"
+
+

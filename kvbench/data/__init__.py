@@ -1,0 +1,1 @@
+"""Data files that ship with kvbench: model presets and simulated device profiles. No code."""

@@ -1,0 +1,255 @@
+"""Runs one case in fresh worker processes and turns their messages into events and a row.
+
+Every wait has a deadline: a drive or a driver that hangs costs one row, not the run. Writes no
+file and prints nothing.
+"""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, cast
+
+import msgspec
+
+from kvbench.geometry import KVGeometry
+from kvbench.machine import Machine
+from kvbench.measure.result import ProcessResult, Row, State
+from kvbench.measure.rows import empty_row, failed_row, make_row
+from kvbench.measure.simulated import PATH, Device, Profile
+from kvbench.measure.suite import Case, Limit, Plan
+from kvbench.measure.worker import Assignment, Estimate, Failure, Message, Phase, Result
+
+SETUP_GRACE_S = 120.0  # imports and allocation; CUDA start-up on a loaded machine takes tens
+SLOWEST_DRIVE_BYTES_PER_S = 20e6  # a data file is written and checked at least this fast, or it is stuck
+MEASURE_GRACE_S = 60.0
+KEPT_STDERR_LINES = 20
+READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all cases of a run share."""
+
+    geometry: KVGeometry
+    machine: Machine
+    plan: Plan
+    seed: int = 0
+    scratch: Path | None = None
+    profile: Profile | None = None
+    limits: dict[str, float] = field(default_factory=dict)  # tier → what the user says it can do
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStarted:
+    """A worker process was started."""
+
+    case: Case
+    process: int
+    processes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A worker said what it does, or how it is going."""
+
+    case: Case
+    process: int
+    message: Phase | Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class CaseFinished:
+    """A case has its row."""
+
+    case: Case
+    row: Row
+
+
+Event = ProcessStarted | Progress | CaseFinished
+
+
+def run_case(case: Case, setting: Setting) -> Iterator[Event]:
+    """Measure one case; the last event holds its row."""
+    began_s = time.monotonic()
+    row = _unrunnable(case, setting)
+    if row is None:
+        plan = plan_for(case, setting.plan)
+        done: list[ProcessResult] = []
+        failure: Failure | None = None
+        for process in range(plan.processes):
+            yield ProcessStarted(case, process, plan.processes)
+            outcome = yield from _run_process(case, setting, plan, process)
+            if isinstance(outcome, Failure):
+                failure = outcome
+                break  # the next process would fail alike, and one that did not would hide this
+            done.append(outcome)
+        if failure is not None:
+            row = failed_row(case, failure, done)
+        else:
+            row = make_row(
+                case, done, limit_of(case, setting), simulated=setting.profile is not None
+            )
+    row.elapsed_s = time.monotonic() - began_s
+    yield CaseFinished(case, row)
+
+
+def plan_for(case: Case, plan: Plan) -> Plan:
+    """The run's plan with the case's own time limit, where it has a shorter one."""
+    if case.time_limit_s is None:
+        return plan
+    return replace(plan, time_limit_s=min(plan.time_limit_s, case.time_limit_s))
+
+
+def limit_of(case: Case, setting: Setting) -> Limit:
+    """What the user says, else what the simulated device is, else what the machine record gives."""
+    tier = case.operation.tier
+    if tier in setting.limits:
+        return setting.limits[tier], f"--limit {tier}"
+    if setting.profile is not None:
+        device = setting.profile.devices[tier]
+        return device.limit_bytes_per_s or device.bandwidth_bytes_per_s, "simulated device"
+    return case.operation.limit(case.params, setting.machine)
+
+
+def _unrunnable(case: Case, setting: Setting) -> Row | None:
+    if setting.profile is not None:
+        if case.operation.tier in setting.profile.devices:
+            return None
+        reason = f"profile {setting.profile.name!r} has no {case.operation.tier} device"
+    else:
+        unmet = case.operation.unmet(case.params, setting.machine)
+        if unmet is None:
+            return None
+        reason = unmet
+    return empty_row(case, State.SKIPPED, "unmet", reason)
+
+
+def _run_process(
+    case: Case, setting: Setting, plan: Plan, process: int
+) -> Generator[Event, None, ProcessResult | Failure]:
+    device = setting.profile.devices[case.operation.tier] if setting.profile else None
+    with _Worker(_assignment(case, setting, plan, process, device)) as worker:
+        for message in worker.messages(plan):
+            if isinstance(message, Phase | Estimate):
+                yield Progress(case, process, message)
+            elif isinstance(message, Result):
+                return message.value
+            else:
+                return message
+    raise AssertionError("a worker's messages end with a result or a failure")
+
+
+def _assignment(
+    case: Case, setting: Setting, plan: Plan, process: int, device: Device | None
+) -> Assignment:
+    return Assignment(
+        body=PATH if device else case.operation.body,
+        stream=case.operation.stream,
+        traffic_per_payload=case.operation.traffic_per_payload,
+        params=dict(case.params),
+        plan=plan,
+        geometry=setting.geometry,
+        machine=setting.machine,
+        seed=setting.seed,
+        process=process,
+        scratch=str(setting.scratch) if setting.scratch else None,
+        device=device,
+    )
+
+
+class _Worker:
+    """One worker process: started, listened to, and ended whatever happens."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+
+    def __enter__(self) -> "_Worker":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "kvbench.measure.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C goes to the run, which then decides
+        )
+        self._stderr: deque[str] = deque(maxlen=KEPT_STDERR_LINES)
+        self._drain = threading.Thread(target=self._read_stderr, daemon=True)
+        self._drain.start()
+        with contextlib.suppress(BrokenPipeError):  # it died at once; messages() says how
+            stdin = cast("IO[bytes]", self._process.stdin)
+            stdin.write(msgspec.json.encode(self._assignment) + b"\n")
+            stdin.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._drain.join(timeout=1.0)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def messages(self, plan: Plan) -> Iterator[Message]:
+        """What the worker says; a failure is made up for it when it dies or goes silent."""
+        data_s = plan.data_bytes / SLOWEST_DRIVE_BYTES_PER_S
+        allowed_s = {
+            "set up": SETUP_GRACE_S + data_s,
+            "measure": plan.warmup_s + plan.time_limit_s + MEASURE_GRACE_S,
+            "verify": SETUP_GRACE_S + data_s,
+        }
+        phase = "set up"
+        deadline_s = time.monotonic() + allowed_s[phase]
+        for line in self._lines(lambda: deadline_s):
+            if line is None:
+                text = f"no result from “{phase}” within {allowed_s[phase]:.0f} s; the worker was ended"
+                yield Failure("failed", "deadline", text)
+                return
+            message = msgspec.json.decode(line, type=Message)
+            if isinstance(message, Phase):
+                phase = message.name
+                deadline_s = time.monotonic() + allowed_s[phase]
+            yield message
+            if isinstance(message, Result | Failure):
+                return
+        yield self._death(phase)
+
+    def _lines(self, deadline_s: Callable[[], float]) -> Iterator[bytes | None]:
+        """Lines of the worker's output; None once the deadline has passed."""
+        stdout = cast("IO[bytes]", self._process.stdout)
+        pending = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while True:
+                if not selector.select(max(0.0, deadline_s() - time.monotonic())):
+                    yield None
+                    return
+                chunk = os.read(stdout.fileno(), READ_BYTES)
+                if not chunk:
+                    return
+                *lines, pending = (pending + chunk).split(b"\n")
+                yield from lines
+
+    def _death(self, phase: str) -> Failure:
+        code = self._process.wait(timeout=10)
+        self._drain.join(timeout=1.0)
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = ": out of memory?" if name == "SIGKILL" else ""
+            return Failure("failed", "worker_killed", f"worker ended by {name} in “{phase}”{hint}")
+        said = next((line for line in reversed(self._stderr) if line.strip()), "nothing on stderr")
+        return Failure("failed", "worker_crashed", f"worker exited {code} in “{phase}”: {said}")
+
+    def _read_stderr(self) -> None:
+        stderr = cast("IO[bytes]", self._process.stderr)
+        for line in stderr:
+            self._stderr.append(line.decode(errors="replace").rstrip())

@@ -1,0 +1,144 @@
+"""One run of a suite: which cases, in which order, and a report that is on disk after each of them.
+
+A crash, a full disk or Ctrl-C loses the case being measured and nothing else; `resume` goes on
+with the cases that have no row yet. Prints nothing.
+"""
+
+import datetime
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from kvbench import __version__
+from kvbench.errors import UsageError
+from kvbench.measure.result import (
+    HAS_FIGURE,
+    Caution,
+    Report,
+
+    State,
+    decode_report,
+    read_bytes,
+    write_report,
+)
+from kvbench.measure.runner import CaseFinished, Event, Setting, run_case
+from kvbench.measure.suite import Case
+
+
+class Session:
+    """A report in the making."""
+
+    def __init__(
+        self, suite: str, cases: Sequence[Case], setting: Setting, command: Sequence[str]
+    ) -> None:
+        _check_unique(cases)
+        self.cases = list(cases)
+        self._setting = setting
+        self._raw: dict[str, Any] | None = None
+        self.report = Report(
+            kvbench_version=__version__,
+            session_id=uuid.uuid4().hex,
+            suite=suite,
+            command=list(command),
+            started_at=_now(),
+            simulated=setting.profile.name if setting.profile else None,
+            plan=asdict(setting.plan) | {"seed": setting.seed},
+            machine=setting.machine,
+            model=setting.geometry,
+            rows=[],
+        )
+
+    def resume(self, path: Path) -> int:
+        """Take over the rows of an interrupted run; how many there are.
+
+        Raises:
+            UsageError: the report is of another suite, model, machine or version.
+        """
+        data = read_bytes(path)
+        old = decode_report(data, str(path))
+        new = self.report
+        for name, before, now in (
+            ("suite", old.suite, new.suite),
+            ("model", old.model, new.model),
+            ("machine", old.machine.fingerprint, new.machine.fingerprint),
+            ("kvbench version", old.kvbench_version, new.kvbench_version),
+            ("simulated profile", old.simulated, new.simulated),
+            ("plan", old.plan, new.plan),
+        ):
+            if before != now:
+                raise UsageError(
+                    f"cannot resume {path}: its {name} differs; run it with the arguments of its "
+                    "`command`, or start a new report with another -o"
+                )
+        definitions = {case.id: case.definition_hash for case in self.cases}
+        old.rows = [
+            row
+            for row in old.rows
+            # A case that failed is tried again; so is one whose definition has changed.
+            if row.state is not State.FAILED and definitions.get(row.id) == row.definition_hash
+        ]
+        self.report, self._raw = old, json.loads(data)
+        # Rows may have been dropped, so unknown fields are kept by id rather than by position.
+        by_id = {row.get("id"): row for row in self._raw.get("rows", [])}
+        self._raw["rows"] = [by_id[row.id] for row in old.rows]
+        self.report.finished_at = None
+        return len(old.rows)
+
+    def run(self, path: Path) -> Iterator[Event]:
+        """Measure what is missing, writing the report after each case."""
+        have = {row.id for row in self.report.rows}
+        for case in self.cases:
+            if case.id in have:
+                continue
+            for event in run_case(case, self._setting):
+                if isinstance(event, CaseFinished):
+                    self.report.rows.append(event.row)
+                    self.write(path)
+                yield event
+        self.report.finished_at = _now()
+        self.write(path)
+
+    def write(self, path: Path) -> None:
+        """Put the report on disk as it is now."""
+        write_report(self.report, path, self._raw)
+
+    @property
+    def measured(self) -> int:
+        """Rows that hold a figure."""
+        return sum(row.state in HAS_FIGURE for row in self.report.rows)
+
+    def warn(self, caution: Caution) -> None:
+        """A doubt about the whole run."""
+        if caution not in self.report.warnings:
+            self.report.warnings.append(caution)
+
+
+def select(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
+    """The cases whose id matches one of the globs; all of them without a glob.
+
+    Raises:
+        UsageError: a glob matches none.
+    """
+    for glob in only:
+        if not any(fnmatchcase(case.id, glob) for case in cases):
+            ids = ", ".join(case.id for case in cases[:3])
+            raise UsageError(f"--only {glob!r} matches no case; there are {len(cases)}: {ids}, …")
+    return [
+        case for case in cases if not only or any(fnmatchcase(case.id, glob) for glob in only)
+    ]
+
+
+def _check_unique(cases: Sequence[Case]) -> None:
+    seen: set[str] = set()
+    for case in cases:
+        if case.id in seen:
+            raise UsageError(f"the suite names {case.id} twice; remove one of the two")
+        seen.add(case.id)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,91 @@
+"""Keeps a fixed number of operations in flight and records when each one completes.
+
+One thread a lane; a lane starts its next operation as soon as the last one is done, so the load
+is closed: the queue depth is held, the arrival rate follows. Operations must release the GIL
+while they wait (preadv, pwritev and KvikIO do). Knows nothing of files.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from kvbench.measure.body import Completions
+
+JOIN_S = 60.0  # an operation that takes longer than this at the end of a stream is stuck
+
+
+class LaneStuckError(RuntimeError):
+    """An operation did not come back."""
+
+
+class Lanes:
+    """`operate(lane, n)` does the n-th operation of a lane and returns when it is complete."""
+
+    def __init__(self, queue_depth: int, operate: Callable[[int, int], object]) -> None:
+        self._operate = operate
+        self._ends_ns: list[list[int]] = [[] for _ in range(queue_depth)]
+        self._latencies_ns: list[list[int]] = [[] for _ in range(queue_depth)]
+        self._seen = [0] * queue_depth
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), name=f"lane-{lane}", daemon=True)
+            for lane in range(queue_depth)
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def poll(self, wait_s: float) -> Completions:
+        """Sleep, then return what completed since the last poll; raise what a lane raised."""
+        time.sleep(wait_s)
+        if self._failure is not None:
+            raise self._failure
+        ends: list[int] = []
+        latencies: list[int] = []
+        for lane, done in enumerate(self._ends_ns):
+            first, last = self._seen[lane], len(done)
+            # The lane appends the end last, so every end has its latency already.
+            ends += done[first:last]
+            latencies += self._latencies_ns[lane][first:last]
+            self._seen[lane] = last
+        return Completions(np.array(ends, dtype=np.int64), np.array(latencies, dtype=np.int64))
+
+    def stop(self) -> None:
+        """Let what is in flight finish.
+
+        Raises:
+            LaneStuckError: an operation did not come back in time.
+        """
+        self._stopping = True
+        deadline_s = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            if thread.ident is None:
+                continue
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+            if thread.is_alive():
+                raise LaneStuckError(f"an operation did not complete within {JOIN_S:.0f} s")
+
+    def counts(self) -> list[int]:
+        """Operations that each lane has completed."""
+        return [len(ends) for ends in self._ends_ns]
+
+    def _run(self, lane: int) -> None:
+        now_ns, operate = time.perf_counter_ns, self._operate
+        ends, latencies = self._ends_ns[lane], self._latencies_ns[lane]
+        n = 0
+        try:
+            while not self._stopping:
+                began = now_ns()
+                operate(lane, n)
+                ended = now_ns()
+                latencies.append(ended - began)
+                ends.append(ended)
+                n += 1
+        except BaseException as failure:  # noqa: BLE001  re-raised by poll, in the caller's thread
+            self._failure = failure
+            self._stopping = True

@@ -1,0 +1,126 @@
+"""Files of equal blocks through KvikIO: GPUDirect Storage where it works, POSIX where not.
+
+`observed` says which of the two it was and from what that is known, since KvikIO falls back in
+silence. kvikio is imported when a file is opened, not before.
+
+May import: kvbench.errors, kvbench.store.posix.
+"""
+
+import ctypes
+import importlib
+from pathlib import Path
+from typing import Any, Self
+
+from kvbench.errors import TierUnavailableError
+from kvbench.store.posix import ShortTransferError
+
+NVIDIA_FS_STATS = Path("/proc/driver/nvidia-fs/stats")
+
+
+def load_kvikio() -> Any:  # noqa: ANN401  kvikio has no type information
+    """The kvikio module.
+
+    Raises:
+        TierUnavailableError: it is not installed, or there is no libcuda for it to load.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise TierUnavailableError(
+            "KvikIO needs libcuda.so.1, which is not here: install an NVIDIA driver, or on Debian "
+            "without a GPU `apt-get install --no-install-recommends libcuda1` (non-free)"
+        ) from None
+    try:
+        return importlib.import_module("kvikio")
+    except ImportError as error:
+        raise TierUnavailableError(
+            f"KvikIO cannot be imported ({error}): pip install 'kvbench[cu12]' or 'kvbench[cu13]'"
+        ) from None
+
+
+class KvikioFile:
+    """One open file. `queue_depth` sets the size of KvikIO's thread pool, one block a task."""
+
+    def __init__(
+        self, path: Path, *, write: bool = False, queue_depth: int, block_bytes: int
+    ) -> None:
+        kvikio = load_kvikio()
+        defaults = importlib.import_module("kvikio.defaults")
+        defaults.set(
+            {
+                "num_threads": queue_depth,
+                "task_size": block_bytes,
+                # O_DIRECT in the POSIX path too: otherwise the page cache would be measured.
+                "auto_direct_io_read": True,
+                "auto_direct_io_write": True,
+            }
+        )
+        self._kvikio = kvikio
+        self._block_bytes = block_bytes
+        self._file = kvikio.CuFile(str(path), "r+" if write else "r")
+        self._compat = bool(defaults.is_compat_mode_preferred())
+        self._direct = bool(self._file.is_direct_io_supported())
+        self._nvidia_fs_before = _nvidia_fs_operations()
+        self.path = path
+
+    def read(self, block: Any, offset_bytes: int) -> int:  # noqa: ANN401  host or device array
+        """Fill a block of uint8 [n], in host or device memory, from the file."""
+        return self._whole("read", self._file.pread, block, offset_bytes)
+
+    def write(self, block: Any, offset_bytes: int) -> int:  # noqa: ANN401  host or device array
+        """Write a block of uint8 [n], in host or device memory, to the file."""
+        return self._whole("write", self._file.pwrite, block, offset_bytes)
+
+    def observed(self, *, device_memory: bool) -> tuple[str, dict[str, Any]]:
+        """The path that the bytes took, and the evidence."""
+        nvidia_fs = _nvidia_fs_operations()
+        evidence: dict[str, Any] = {
+            "kvikio": str(self._kvikio.__version__),
+            "compat_mode": self._compat,
+            "direct_io": self._direct,
+            "device_memory": device_memory,
+            "nvidia_fs_operations": None
+            if nvidia_fs is None or self._nvidia_fs_before is None
+            else nvidia_fs - self._nvidia_fs_before,
+        }
+        if not device_memory:
+            return f"kvikio POSIX, host memory{', O_DIRECT' if self._direct else ''}", evidence
+        if self._compat:
+            return "kvikio POSIX bounce buffer (compat mode)", evidence
+        if evidence["nvidia_fs_operations"]:
+            return "GDS (nvidia-fs)", evidence
+        # cuFile can use P2PDMA without nvidia-fs, or its own bounce buffers; neither leaves a
+        # trace that can be read without privilege, so the path is said to be unknown.
+        return "cuFile, path unknown (no nvidia-fs counters moved)", evidence
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _whole(self, verb: str, call: Any, block: Any, offset_bytes: int) -> int:  # noqa: ANN401
+        done = int(call(block, self._block_bytes, offset_bytes, self._block_bytes).get())
+        if done != self._block_bytes:
+            raise ShortTransferError(
+                f"short {verb}: {done} of {self._block_bytes} bytes at offset {offset_bytes} "
+                f"of {self.path.name}"
+            )
+        return done
+
+
+def _nvidia_fs_operations() -> int | None:
+    """Reads and writes that nvidia-fs has completed since it was loaded; None without it."""
+    try:
+        text = NVIDIA_FS_STATS.read_text(encoding="ascii")
+    except OSError:
+        return None
+    total = 0
+    for line in text.splitlines():  # "Reads : n=12 ok=12 err=0 ...", "Writes : n=3 ok=3 ..."
+        if line.startswith(("Reads", "Writes")):
+            total += sum(int(word[3:]) for word in line.split() if word.startswith("ok="))
+    return total

@@ -1,0 +1,88 @@
+"""Markdown: a GitHub table for each tier, then what is said once about it, then the warnings.
+
+Made to be pasted into an issue, a pull request or a job summary: no text of a report can end a
+cell, or be taken for emphasis, HTML or a link.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from kvbench.measure.result import Report
+from kvbench_reports.head import SEPARATOR, closing, head, simulated_notice
+from kvbench_reports.view import Line, Skipped, TierView, Warned, collect_warnings, tier_views
+from kvbench_reports.words import clean
+
+# Underscores inside a word are left alone: GitHub leaves them too, and names are full of them.
+_SPECIAL = re.compile(r"[\\`*\[\]<|~]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
+
+
+def render(report: Report) -> str:
+    """The whole report as GitHub-flavoured Markdown."""
+    warned = collect_warnings(report)
+    blocks = [[f"## kvbench report: suite {_plain(report.suite)}"]]
+    blocks.append(
+        [f"- **{name}**: {_plain(SEPARATOR.join(facts))}" for name, facts in head(report)]
+    )
+    for view in tier_views(report, warned):
+        blocks.append([f"### {_plain(view.tier)}: {view.summary}"])
+        blocks.append(list(_table(view)))
+        blocks.append([f"- {_plain(note.text)}" for note in view.notes])
+    if warned:
+        blocks += [["### warnings"], list(_warnings(warned))]
+    blocks.append([f"**{_plain(closing(report))}.**"])
+    notice = simulated_notice(report)
+    if notice:
+        blocks.append([f"**{_plain(notice)}.**"])
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _table(view: TierView) -> Iterator[str]:
+    titles = [f"{column.title} ({column.unit})" for column in view.columns]
+    yield _cells(["case", *titles, "state", "notes"])
+    yield _cells([":---", *("---:" for _ in titles), ":---", ":---"])
+    for line in view.lines:
+        if isinstance(line, Skipped):
+            title = _id(line.title) if len(line.cases) == 1 else line.title
+            yield _cells([title, *("" for _ in titles), "skipped", _plain(line.reason)])
+        else:
+            yield _cells([_id(line.case), *_figures(view, line), _state(line), _note(line)])
+
+
+def _figures(view: TierView, line: Line) -> list[str]:
+    return [_plain(line.cells[column.key]) for column in view.columns]
+
+
+def _state(line: Line) -> str:
+    return " ".join([line.state, *line.warnings])
+
+
+def _note(line: Line) -> str:
+    return _plain(line.note or "")
+
+
+def _warnings(warned: Sequence[Warned]) -> Iterator[str]:
+    for warning in warned:
+        caution = warning.caution
+        text = f"{_plain(caution.message)} ({_plain(caution.code)}, {warning.extent})"
+        fix = f" Fix: {_code(caution.fix)}" if caution.fix else ""
+        yield f"- **{warning.label}** {text}.{fix}"
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    return _SPECIAL.sub(r"\\\g<0>", clean(text))
+
+
+def _id(text: str) -> str:
+    return _code(text).replace("|", r"\|")  # a pipe ends a cell even inside a code span
+
+
+def _code(text: str) -> str:
+    """A code span; its fence is longer than any run of backticks in it."""
+    line = clean(text)
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{line}{space}{fence}"

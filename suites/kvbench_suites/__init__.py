@@ -1,0 +1,40 @@
+"""The suites that ship with kvbench and the operations that users' own suites are made of.
+
+A new suite is one module and one line here. Nothing registers itself by being imported.
+"""
+
+from pathlib import Path
+
+from kvbench.errors import UsageError
+from kvbench.measure.suite import Operation, Suite
+from kvbench_suites import dram, everything, hbm, nvme
+from kvbench_suites.toml_file import load_suite
+
+SUITES: tuple[Suite, ...] = (
+    everything.QUICK,
+    everything.FULL,
+    everything.CI,
+    hbm.SUITE,
+    dram.SUITE,
+    nvme.SUITE,
+)
+OPERATIONS: tuple[Operation, ...] = (
+    *hbm.OPERATIONS,
+    *dram.OPERATIONS,
+    *nvme.OPERATIONS,
+)
+
+
+def find_suite(name: str) -> Suite:
+    """The suite called `name`, or the one in the TOML file of that path.
+
+    Raises:
+        UsageError: there is none of that name, or the file is wrong.
+    """
+    for suite in SUITES:
+        if suite.name == name:
+            return suite
+    if name.endswith(".toml"):
+        return load_suite(Path(name), OPERATIONS)
+    known = ", ".join(suite.name for suite in SUITES)
+    raise UsageError(f"no suite named {name!r}; there are: {known}, or a path ending in .toml")

@@ -1,0 +1,288 @@
+"""Reading and writing blocks of a file at a queue depth: the work behind the `nvme` cases.
+
+Every lane owns every n-th block of the (shuffled) file, so no two operations in flight ever touch
+the same block, and a pass covers the whole file before a block comes again. Only the worker
+process imports this.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvbench.errors import CorruptDataError, TierUnavailableError
+from kvbench.measure.body import Completions, Context, Observed, Watch
+from kvbench.measure.pattern import Pattern, digest
+from kvbench.measure.result import Caution
+from kvbench.measure.stream import Lanes
+from kvbench.store.kvikio_file import KvikioFile
+from kvbench.store.posix import BlockFile, Bytes, mapped_buffer, preallocate
+
+WRITE_CHUNK_BYTES = 4 * 2**20
+WRITE_BUFFERS = 8  # distinct contents, so that a block written before is told from one written now
+LEAST_PASSES = 2  # blocks per lane, else a lane would read one block again and again
+
+
+class _FileStream(ABC):
+    """What reading and writing share: the file, its order, the lanes, the evidence."""
+
+    clock: ClassVar[str] = "host"
+    direction: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._lanes: Lanes | None = None
+        self._file: BlockFile | KvikioFile | None = None
+
+    def set_up(self, context: Context) -> None:
+        """Make the data file if this run has none yet; open it by the engine that was asked for."""
+        if context.scratch is None:
+            raise TierUnavailableError("no directory to measure: name one with --dir")
+        self._context = context
+        self.operation_bytes = context.count("block_bytes")
+        self._depth = context.count("queue_depth")
+        self._order = _order(context, self._depth)
+        self._pattern = Pattern(context.seed)
+        self._path = context.scratch / f"{self.direction}.dat"
+        ensure_file(self._path, context.plan.data_bytes, self._pattern)
+        self._open(context)
+        self._fill_buffers()
+
+    operation_bytes = 0
+
+    def start(self) -> None:
+        """Begin."""
+        self._lanes = Lanes(self._depth, self._operate)
+        self._lanes.start()
+
+    def poll(self, wait_s: float) -> Completions:
+        """What completed since the last poll."""
+        return self._running.poll(wait_s)
+
+    def stop(self) -> None:
+        """Let what is in flight finish."""
+        self._running.stop()
+
+    def watch(self) -> Watch | None:
+        """The file and the counters of the device below it."""
+        storage = self._context.machine.storage
+        stat_path = Path(storage.stat_path) if storage and storage.stat_path else None
+        return Watch(files=(self._path,), stat_path=stat_path, direction=self.direction)
+
+    def observed(self) -> Observed:
+        """The path as the kernel and KvikIO tell it."""
+        if isinstance(self._file, KvikioFile):
+            path, evidence = self._file.observed(device_memory=self._on_device)
+            return Observed(path=path, evidence=evidence)
+        direct = isinstance(self._file, BlockFile) and self._file.direct
+        if direct:
+            return Observed(path="POSIX, O_DIRECT", evidence={"o_direct": True})
+        caution = Caution(
+            code="no_direct_io",
+            message="this filesystem refuses O_DIRECT: bytes went through the page cache",
+            fix="kvbench run … --dir a directory on ext4 or xfs",
+        )
+        return Observed(path="POSIX, buffered", evidence={"o_direct": False}, cautions=(caution,))
+
+    def tear_down(self) -> None:
+        """Close the file; the run removes it."""
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def _running(self) -> Lanes:
+        if self._lanes is None:
+            raise AssertionError("the stream was not started")
+        return self._lanes
+
+    @property
+    def _on_device(self) -> bool:
+        return self._context.word("memory") == "device"
+
+    def _open(self, context: Context) -> None:
+        write = self.direction == "write"
+        if context.word("engine") == "kvikio":
+            self._file = KvikioFile(
+                self._path, write=write, queue_depth=self._depth, block_bytes=self.operation_bytes
+            )
+            return
+        self._file = BlockFile(self._path, write=write)
+        if not self._file.direct:
+            self._file.expect_random()
+        self._file.drop_cache()
+
+    def _buffers(self, count: int) -> list[Bytes]:
+        if self._on_device:
+            return _device_buffers(count, self.operation_bytes)
+        area = mapped_buffer(count * self.operation_bytes)
+        return np.split(area, count)
+
+    @abstractmethod
+    def _operate(self, lane: int, n: int) -> None:
+        """Move the n-th block of a lane."""
+
+    @abstractmethod
+    def _fill_buffers(self) -> None:
+        """Allocate what blocks are moved to or from."""
+
+    def _touched(self) -> list[int]:
+        """Blocks that completed operations covered, each once."""
+        return [
+            block
+            for blocks, count in zip(self._order, self._running.counts(), strict=True)
+            for block in blocks[: min(count, len(blocks))]
+        ]
+
+    def _check(self, blocks: list[int], expected: Callable[[int, Bytes], None]) -> int:
+        """Read blocks again, past the page cache where possible, and compare their checksums."""
+
+        def check(lane: int) -> int:
+            want = np.empty(self.operation_bytes, dtype=np.uint8)
+            got = mapped_buffer(self.operation_bytes)
+            with BlockFile(self._path) as file:
+                for block in blocks[lane :: self._depth]:
+                    file.read(got, block * self.operation_bytes)
+                    expected(block, want)
+                    if digest(got) != digest(want):
+                        raise CorruptDataError(
+                            f"block {block} ({self.operation_bytes} bytes) of {self._path.name} "
+                            "does not hold what was written: its XXH3-64 differs"
+                        )
+            return len(blocks[lane :: self._depth]) * self.operation_bytes
+
+        with ThreadPoolExecutor(self._depth) as pool:
+            return sum(pool.map(check, range(self._depth)))
+
+
+class ReadBlocks(_FileStream):
+    """Reads blocks from the file; afterwards every block that was read is checked."""
+
+    direction: ClassVar[str] = "read"
+
+    def verify(self) -> int:
+        """The bytes the lanes read last, as they arrived; then every block that was touched."""
+        for lane, count in enumerate(self._running.counts()):
+            if count == 0:
+                continue
+            block = self._order[lane][(count - 1) % len(self._order[lane])]
+            want = np.empty(self.operation_bytes, dtype=np.uint8)
+            self._expected(block, want)
+            if digest(_on_host(self._slots[lane])) != digest(want):
+                raise CorruptDataError(f"lane {lane} holds other bytes than block {block}")
+        return self._check(self._touched(), self._expected)
+
+    def _fill_buffers(self) -> None:
+        self._slots = self._buffers(self._depth)
+
+    def _operate(self, lane: int, n: int) -> None:
+        blocks = self._order[lane]
+        offset_bytes = blocks[n % len(blocks)] * self.operation_bytes
+        file = self._file
+        file.read(self._slots[lane], offset_bytes)  # type: ignore[union-attr]
+        if isinstance(file, BlockFile) and not file.direct:
+            # Buffered reads stay cold only if each block is forgotten before it comes again.
+            file.drop_cache(offset_bytes, self.operation_bytes)
+
+    def _expected(self, block: int, out: Bytes) -> None:
+        self._pattern.fill(out, block * self.operation_bytes)
+
+
+class WriteBlocks(_FileStream):
+    """Writes blocks over an existing file; afterwards every block written is read back."""
+
+    direction: ClassVar[str] = "write"
+
+    def verify(self) -> int:
+        """Read back what was written."""
+        if isinstance(self._file, BlockFile):
+            self._file.sync()
+            self._file.drop_cache()
+        return self._check(self._touched(), self._expected)
+
+    def _fill_buffers(self) -> None:
+        self._sources = self._buffers(WRITE_BUFFERS)
+        self._contents = [np.empty(self.operation_bytes, np.uint8) for _ in self._sources]
+        for number, (source, content) in enumerate(
+            zip(self._sources, self._contents, strict=True)
+        ):
+            # Positions past the end of the file: nothing that was ever there.
+            past = self._context.plan.data_bytes + self._context.process * WRITE_BUFFERS
+            self._pattern.fill(content, (past + number) * self.operation_bytes)
+            _copy_in(source, content)
+        self._written: dict[int, int] = {}
+        self._durable = bool(self._context.params["fsync"])
+
+    def _operate(self, lane: int, n: int) -> None:
+        blocks = self._order[lane]
+        block = blocks[n % len(blocks)]
+        number = (lane + n) % WRITE_BUFFERS
+        file = self._file
+        file.write(self._sources[number], block * self.operation_bytes)  # type: ignore[union-attr]
+        if self._durable and isinstance(file, BlockFile):
+            file.sync()
+        self._written[block] = number
+
+    def _expected(self, block: int, out: Bytes) -> None:
+        np.copyto(out, self._contents[self._written[block]])
+
+
+def ensure_file(path: Path, size_bytes: int, pattern: Pattern) -> None:
+    """A fully written file of the pattern; made once a run, and only whole files get the name.
+
+    Raises:
+        OSError: no space, and nothing is left behind.
+    """
+    if path.exists():
+        return
+    unfinished = path.with_suffix(".part")
+    try:
+        preallocate(unfinished, size_bytes)
+        chunk = mapped_buffer(WRITE_CHUNK_BYTES)
+        with BlockFile(unfinished, write=True) as file:
+            for offset in range(0, size_bytes, WRITE_CHUNK_BYTES):
+                part = chunk[: min(WRITE_CHUNK_BYTES, size_bytes - offset)]
+                pattern.fill(part, offset)
+                file.write(part, offset)
+            file.sync()
+            file.drop_cache()
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _order(context: Context, lanes: int) -> list[list[int]]:
+    """Blocks of each lane, in the order it visits them."""
+    block_bytes = context.count("block_bytes")
+    blocks = context.plan.data_bytes // block_bytes
+    if blocks < LEAST_PASSES * lanes:
+        raise TierUnavailableError(
+            f"{context.plan.data_bytes} bytes of data are too few for queue depth {lanes} at "
+            f"{block_bytes}-byte blocks: use at least --data {LEAST_PASSES * lanes * block_bytes}"
+        )
+    sequence: NDArray[np.int64] = np.arange(blocks)
+    if context.word("order") == "random":
+        sequence = np.random.default_rng((context.seed, context.process)).permutation(blocks)
+    return [sequence[lane::lanes].tolist() for lane in range(lanes)]
+
+
+def _device_buffers(count: int, size_bytes: int) -> list[Bytes]:
+    import torch  # noqa: PLC0415  only cases on a GPU pay for it
+
+    return [torch.empty(size_bytes, dtype=torch.uint8, device="cuda") for _ in range(count)]
+
+
+def _on_host(block: Bytes) -> Bytes:
+    return block if isinstance(block, np.ndarray) else block.cpu().numpy()
+
+
+def _copy_in(target: Bytes, content: Bytes) -> None:
+    if isinstance(target, np.ndarray):
+        np.copyto(target, content)
+        return
+    import torch  # noqa: PLC0415
+
+    target.copy_(torch.from_numpy(content))
+

@@ -1,0 +1,182 @@
+"""A user's own suite: a TOML file of operations, their parameters and sweeps.
+
+    name = "mine"
+    question = "Does the drive keep up at depth?"
+    processes = 5
+    time_limit = 2.0              # seconds of sampling in each process
+
+    [[case]]
+    operation = "nvme.read"
+    block_bytes = ["256KiB", "block"]   # a list is swept; "block", "layer", "page": the model's
+    queue_depth = [1, 16]
+
+A mistake is an error with the file, the key and what is allowed there; nothing is ignored.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from kvbench.errors import UsageError
+from kvbench.geometry import KVGeometry
+from kvbench.machine import Machine
+from kvbench.measure.suite import Case, Kind, Operation, Plan, Suite, Value
+from kvbench.units import parse_bytes
+from kvbench_suites.nvme import whole_sectors
+
+MODEL_SIZES: dict[str, Callable[[KVGeometry], int]] = {
+    "block": lambda geometry: geometry.block_bytes,
+    "layer": lambda geometry: geometry.layer_block_bytes,
+    "page": lambda geometry: geometry.page_bytes,
+}
+TOP_KEYS = ("name", "question", "case", "processes", "time_limit", "warmup", "data", "target")
+MOST_CASES = 5000  # a sweep beyond this is a mistake in the file, not a plan
+
+
+def load_suite(path: Path, operations: Sequence[Operation]) -> Suite:
+    """The suite in a file. Parameters are checked now; the model's sizes when it is built.
+
+    Raises:
+        UsageError: the file cannot be read, is not TOML, or says something a suite cannot.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read suite {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+    _only(document, TOP_KEYS, f"{path}")
+    tables = document.get("case")
+    if not isinstance(tables, list) or not tables:
+        raise UsageError(f"{path}: key 'case': expected at least one [[case]] table")
+    by_name = {operation.name: operation for operation in operations}
+    entries = [
+        _Entry(path, number, table, by_name)
+        for number, table in enumerate(cast("list[Any]", tables), start=1)
+    ]
+    return Suite(
+        name=_text(document, "name", path, default=path.stem),
+        question=_text(document, "question", path, default=f"the cases of {path.name}"),
+        build=lambda geometry, _machine: _build(path, entries, geometry, _machine),
+        plan=_plan(document, path),
+    )
+
+
+class _Entry:
+    """One [[case]] table: an operation and the values of each axis."""
+
+    def __init__(
+        self, path: Path, number: int, table: object, operations: Mapping[str, Operation]
+    ) -> None:
+        self.where = f"{path}: case {number}"
+        if not isinstance(table, dict):
+            raise UsageError(f"{self.where}: expected a table [[case]]")
+        values = dict(cast("dict[str, Any]", table))
+        name = values.pop("operation", None)
+        if name not in operations:
+            raise UsageError(
+                f"{self.where}: key 'operation' = {name!r}: expected one of {', '.join(operations)}"
+            )
+        self.operation = operations[name]
+        self.time_limit_s = _number(values.pop("time_limit", None), "time_limit", self.where)
+        self.axes = {
+            key: cast("list[Any]", value if isinstance(value, list) else [value])
+            for key, value in values.items()
+        }
+        self._check()
+
+    def _check(self) -> None:
+        parameters = {parameter.name: parameter for parameter in self.operation.parameters}
+        _only(self.axes, tuple(parameters), f"{self.where} ({self.operation.name})")
+        for key, values in self.axes.items():
+            if not values:
+                raise UsageError(f"{self.where}: key {key!r} is an empty list: give it a value")
+            for value in values:
+                if parameters[key].kind is Kind.BYTES and value in MODEL_SIZES:
+                    continue
+                try:
+                    parameters[key].parse(value)
+                except UsageError as error:
+                    raise UsageError(f"{self.where}: key {error}") from None
+
+    def cases(self, geometry: KVGeometry) -> list[Case]:
+        """Every combination, the last axis varying fastest."""
+        points: list[dict[str, Value]] = [{}]
+        for key, values in self.axes.items():
+            points = [
+                {**point, key: self._size(key, value, geometry)}
+                for point in points
+                for value in values
+            ]
+            if len(points) > MOST_CASES:
+                raise UsageError(f"{self.where}: more than {MOST_CASES} combinations: sweep less")
+        try:
+            return [self.operation.case(p, time_limit_s=self.time_limit_s) for p in points]
+        except UsageError as error:
+            raise UsageError(f"{self.where}: {error}") from None
+
+    def _size(self, key: str, value: Value, geometry: KVGeometry) -> Value:
+        if not isinstance(value, str) or value not in MODEL_SIZES:
+            return value
+        parameter = next(p for p in self.operation.parameters if p.name == key)
+        if parameter.kind is not Kind.BYTES:
+            return value
+        size_bytes = MODEL_SIZES[value](geometry)
+        return whole_sectors(size_bytes) if parameter.multiple_of > 1 else size_bytes
+
+
+def _build(
+    path: Path, entries: Sequence[_Entry], geometry: KVGeometry, _machine: Machine
+) -> list[Case]:
+    cases = [case for entry in entries for case in entry.cases(geometry)]
+    if len(cases) > MOST_CASES:
+        raise UsageError(f"{path}: {len(cases)} cases, at most {MOST_CASES}: sweep less")
+    return list({case.id: case for case in cases}.values())
+
+
+def _plan(document: dict[str, Any], path: Path) -> Plan:
+    plan = Plan()
+    where = str(path)
+    if "processes" in document:
+        processes = document["processes"]
+        if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
+            raise UsageError(f"{where}: key 'processes' = {processes!r}: expected at least 1")
+        plan = replace(plan, processes=processes)
+    for key, field in (
+        ("time_limit", "time_limit_s"),
+        ("warmup", "warmup_s"),
+        ("target", "target_half_width"),
+    ):
+        value = _number(document.get(key), key, where)
+        if value is not None:
+            plan = replace(plan, **{field: value})
+    if "data" in document:
+        data = document["data"]
+        size_bytes = parse_bytes(data) if isinstance(data, str) else data
+        if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or size_bytes < 1:
+            raise UsageError(f"{where}: key 'data' = {data!r}: expected a size such as 4GiB")
+        plan = replace(plan, data_bytes=size_bytes)
+    return plan
+
+
+def _number(value: object, key: str, where: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 86_400:
+        raise UsageError(f"{where}: key {key!r} = {value!r}: expected seconds above 0")
+    return float(value)
+
+
+def _text(document: dict[str, Any], key: str, path: Path, *, default: str) -> str:
+    value = document.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{path}: key {key!r} = {value!r}: expected text")
+    return value
+
+
+def _only(table: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in allowed:
+            raise UsageError(f"{where}: unknown key {key!r}; allowed are: {', '.join(allowed)}")

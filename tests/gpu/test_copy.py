@@ -1,0 +1,108 @@
+"""The copy kernel: the same bytes as torch's copy, no byte more, and no silent misuse."""
+
+import pytest
+import torch
+
+from kvbench_kernels import reference
+from kvbench_kernels.copy import TILE_WORDS, copy_contiguous, copy_traffic_bytes
+
+TILE_BYTES = TILE_WORDS * 4
+GUARD_BYTES = 4096
+GUARD = 0xA5
+
+
+def random_bytes(size: int, device: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(0, 256, (size,), dtype=torch.uint8, generator=generator).to(device)
+
+
+@pytest.mark.parametrize(
+    "size", [16, 48, TILE_BYTES - 16, TILE_BYTES, TILE_BYTES + 16, 5 * TILE_BYTES + 656]
+)
+def test_a_copy_leaves_the_same_bytes_as_torch_and_touches_nothing_around(
+    size: int, device: str
+) -> None:
+    source = random_bytes(size + 2 * GUARD_BYTES, device)
+    memory = torch.full_like(source, GUARD)
+    expected = memory.clone()
+    inside = slice(GUARD_BYTES, GUARD_BYTES + size)
+
+    copy_contiguous(source[inside], memory[inside])
+    reference.copy_contiguous(source[inside], expected[inside])
+
+    assert torch.equal(memory, expected)
+
+
+def test_a_copy_of_nothing_is_no_error(device: str) -> None:
+    copy_contiguous(random_bytes(0, device), random_bytes(0, device))
+
+
+def test_a_copy_counts_each_byte_once_read_and_once_written() -> None:
+    assert copy_traffic_bytes(256 * 2**20) == 512 * 2**20
+
+
+def test_a_length_of_17_bytes_is_refused_with_both_sides(device: str) -> None:
+    with pytest.raises(ValueError, match=r"length of src must be a multiple of 16 bytes, got 17"):
+        copy_contiguous(random_bytes(17, device), random_bytes(17, device))
+
+
+@pytest.mark.parametrize("which", ["src", "dst"])
+def test_an_unaligned_start_is_refused_instead_of_copied_slowly(which: str, device: str) -> None:
+    aligned, shifted = random_bytes(64, device), random_bytes(72, device)[8:]
+    source, target = (shifted, aligned) if which == "src" else (aligned, shifted)
+
+    with pytest.raises(ValueError, match=rf"{which} must start at .* got address 0x.*8, 8 too far"):
+        copy_contiguous(source, target)
+
+
+def test_unequal_lengths_are_refused_with_both_sides(device: str) -> None:
+    with pytest.raises(ValueError, match=r"dst must be contiguous \[64\] torch.uint8, got \[32\]"):
+        copy_contiguous(random_bytes(64, device), random_bytes(32, device))
+
+
+def test_another_dtype_is_refused(device: str) -> None:
+    words = torch.zeros(16, dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match=r"src must be contiguous \[16\] torch.uint8, got .*int32"):
+        copy_contiguous(words, words.clone())
+
+
+def test_every_other_byte_is_not_a_contiguous_source(device: str) -> None:
+    with pytest.raises(ValueError, match=r"with strides \(2,\)"):
+        copy_contiguous(random_bytes(128, device)[::2], random_bytes(64, device))
+
+
+def test_a_target_that_overlaps_the_source_is_refused(device: str) -> None:
+    memory = random_bytes(96, device)
+    with pytest.raises(ValueError, match=r"src and dst must not overlap, got 0x"):
+        copy_contiguous(memory[:64], memory[32:])
+
+
+def test_neighbours_in_one_allocation_do_not_overlap(device: str) -> None:
+    memory = random_bytes(128, device)
+    copy_contiguous(memory[:64], memory[64:])
+    assert torch.equal(memory[:64], memory[64:])
+
+
+@pytest.mark.gpu
+def test_tensors_on_the_cpu_are_refused_by_a_process_that_compiles() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device; the interpreter takes tensors on the CPU")
+    with pytest.raises(ValueError, match=r"needs tensors on a GPU, got src on cpu, dst on cpu"):
+        copy_contiguous(random_bytes(64, "cpu"), random_bytes(64, "cpu"))
+    with pytest.raises(ValueError, match=r"one device, got src on cpu, dst on cuda:0"):
+        copy_contiguous(random_bytes(64, "cpu"), random_bytes(64, "cuda"))
+
+
+@pytest.mark.gpu
+def test_a_copy_of_more_than_8_gib_reaches_its_last_byte() -> None:
+    # 2**31 words: where a 32-bit offset would wrap. The interpreter would take hours.
+    size = 2**33 + 16
+    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 2.2 * size:
+        pytest.skip("needs a CUDA device with 18 GiB free")
+    source = torch.zeros(size, dtype=torch.uint8, device="cuda")
+    source[-16:] = 7
+    target = torch.full_like(source, GUARD)
+
+    copy_contiguous(source, target)
+
+    assert torch.equal(source, target)
