@@ -5,6 +5,7 @@ drives and links are sold), times with decimal ones.
 """
 
 import re
+from fractions import Fraction
 
 from kvbench.errors import UsageError
 
@@ -15,7 +16,12 @@ GIB = 1024 * MIB
 _BINARY = ((2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _RATES = ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s"))
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
+# Half a unit in the last of three digits: 999.6 kB/s must become "1 MB/s", never "1e+03 kB/s".
+_ROUNDS_UP = 0.9995
+# As many digits as any size has: int() would refuse thousands of them with its own error.
+_AMOUNT = re.compile(
+    r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*(?:([kmgtp])(i?))?(b?)\s*", re.IGNORECASE | re.ASCII
+)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
@@ -25,27 +31,25 @@ def parse_bytes(text: str) -> int:
     Raises:
         UsageError: the text is not a size, or not a whole number of bytes.
     """
-    match = _SIZE.fullmatch(text)
-    if not match:
+    size = _amount(text, bare=1024)
+    if size is None:
         raise UsageError(f"{text!r} is not a size: write for example 4096, 256KiB, 2MiB or 1GB")
-    number, prefix, binary = match.groups()
-    decimal = text.strip().lower().endswith("b") and prefix and not binary
-    value = float(number) * (1000 if decimal else 1024) ** _POWERS[prefix.lower()]
-    if value != int(value):
+    if size.denominator != 1:
         raise UsageError(f"{text!r} is not a whole number of bytes")
-    return int(value)
+    return int(size)
 
 
 def parse_rate(text: str) -> float:
     """`"7GB/s"` or `"900MB/s"` in bytes per second, decimal unless the prefix has an `i`.
 
     Raises:
-        UsageError: the text is not a rate.
+        UsageError: the text is not a rate, or it is 0.
     """
-    head, slash, tail = text.strip().rpartition("/")
-    if not slash or tail.strip().lower() != "s":
-        raise UsageError(f"{text!r} is not a rate: write for example 7GB/s or 900MB/s")
-    return float(parse_bytes(head))
+    head, slash, tail = text.rpartition("/")
+    rate = _amount(head, bare=1000)
+    if not slash or tail.strip().lower() != "s" or not rate:
+        raise UsageError(f"{text!r} is not a rate above 0: write for example 7GB/s or 900MB/s")
+    return float(rate)
 
 
 def format_bytes(value: float) -> str:
@@ -66,12 +70,20 @@ def format_time(value_s: float) -> str:
     return _scale(value_s, _TIMES)
 
 
+def _amount(text: str, *, bare: int) -> Fraction | None:
+    """A number of bytes, exact; None if the text is none. `G` without `i` or `B` is `bare`³."""
+    match = _AMOUNT.fullmatch(text)
+    if not match:
+        return None
+    number, prefix, binary, unit = match.groups("")
+    base = 1024 if binary else 1000 if unit else bare
+    factor: int = base ** _POWERS[prefix.lower()]
+    return Fraction(number) * factor
+
+
 def _scale(value: float, scales: tuple[tuple[float, str], ...]) -> str:
-    if value == 0:
-        return f"0 {scales[-1][1] if scales is _RATES else 's'}"
-    # Half a unit in the last printed digit: 999.6 kB/s must become "1 MB/s", never "1e+03 kB/s".
-    for factor, unit in scales:
-        if abs(value) >= factor * 0.9995:
-            return f"{value / factor:.3g} {unit}"
-    factor, unit = scales[-1]
-    return f"{value / factor:.3g} {unit}"
+    # What is smaller than every unit, 0 as well, is printed in the smallest.
+    factor, unit = next((one for one in scales if abs(value) >= one[0] * _ROUNDS_UP), scales[-1])
+    number = value / factor
+    digits = ".3g" if abs(number) < 1000 * _ROUNDS_UP else ".0f"  # beyond the largest unit
+    return f"{number:{digits}} {unit}"

@@ -151,8 +151,15 @@ def _room(
         space_bytes=space_bytes,
         note=note,
         longest_sequence_tokens=geometry.tokens_in(space_bytes),
-        requests={str(length): space_bytes // geometry.bytes_for(length) for length in lengths},
+        requests={
+            str(length): space_bytes // _whole_blocks(geometry, length) for length in lengths
+        },
     )
+
+
+def _whole_blocks(geometry: "KVGeometry", tokens: int) -> int:
+    """Bytes that an engine sets aside for a request: its last block is whole too."""
+    return geometry.bytes_for(geometry.blocks_for(tokens) * geometry.block_size)
 
 
 def _print(console: "Console", geometry: "KVGeometry", document: Document) -> None:
@@ -168,18 +175,15 @@ def _print(console: "Console", geometry: "KVGeometry", document: Document) -> No
     line("")
     for text in document.formula.splitlines():
         line(text)
-    line("")
     console.print(_sizes(geometry, document.requests))
     if _is_split(geometry):
         line(_rank_note(geometry))
-    line("")
     console.print(_rooms(document))
-    line(
-        "Fits: sequences of one rank's share of the cache, each alone in the tier; "
-        "ranks that share a machine share its dram and nvme."
-        if _is_split(geometry)
-        else "Fits: each alone in the tier."
-    )
+    for room in document.tiers:
+        line(f"{room.tier}: {room.note}")
+    line("Each tier alone, in whole blocks; tokens are those of one sequence.")
+    if _is_split(geometry):
+        line("One rank's share is counted; ranks that share a machine share its dram and nvme.")
 
 
 def _is_split(geometry: "KVGeometry") -> bool:
@@ -193,7 +197,7 @@ def _rank_note(geometry: "KVGeometry") -> str:
             f": pipeline rank {geometry.pipeline_rank} (from 0), which holds most, "
             f"{geometry.rank_layer_count} of {geometry.layer_count} layers"
         )
-    return note + "; what ranks hold copies of counts on each."
+    return note + "; what several ranks hold copies of counts on each of them."
 
 
 def _sizes(geometry: "KVGeometry", requests: list[Request]) -> "Table":
@@ -221,7 +225,7 @@ def _sizes(geometry: "KVGeometry", requests: list[Request]) -> "Table":
     name = f"a block of {geometry.block_size} tokens"
     rows.append((name, geometry.model_block_bytes, geometry.block_bytes))
     for request in requests:
-        name = f"a request of {request.tokens:,} tokens, {request.blocks:,} blocks"
+        name = f"{request.tokens:,} tokens ({request.blocks:,} blocks)"
         rows.append((name, request.model_bytes, request.bytes))
     split = _is_split(geometry)
     if split:
@@ -233,27 +237,24 @@ def _sizes(geometry: "KVGeometry", requests: list[Request]) -> "Table":
 
 def _rooms(document: Document) -> "Table":
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     from kvbench.units import format_bytes
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("tier")
+    table.add_column("fits in")
     table.add_column("space", justify="right")
-    table.add_column("longest sequence", justify="right")
+    table.add_column("tokens", justify="right")
     for request in document.requests:
-        table.add_column(f"of {request.tokens:,}", justify="right")
-    table.add_column("space is", overflow="fold")
+        table.add_column(f"requests of {request.tokens:,}", justify="right")
     for room in document.tiers:
-        if room.space_bytes is None or room.requests is None:
-            cells = ["-"] * (2 + len(document.requests))
-        else:
+        cells = ["-"] * (2 + len(document.requests))
+        if room.space_bytes is not None and room.requests is not None:
             longest = room.longest_sequence_tokens
             cells = [
                 format_bytes(room.space_bytes),
-                "any" if longest is None else f"{longest:,} tokens",
+                "any length" if longest is None else f"{longest:,}",
                 *(f"{count:,}" for count in room.requests.values()),
             ]
-        table.add_row(room.tier, *cells, escape(room.note))
+        table.add_row(room.tier, *cells)
     return table

@@ -48,7 +48,7 @@ def stdout_console() -> "Console":
 
     class StdoutConsole(Console):
         def on_broken_pipe(self) -> None:
-            # Rich would end with status 1, which is left to crashes; `kvbench.cli.main` knows better.
+            # Rich would exit with 1, which is left to crashes; `kvbench.cli.main` does better.
             raise BrokenPipeError
 
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()

@@ -1,7 +1,6 @@
 """`kvbench run`: measure a suite, show it live, keep a report, print the tables."""
 
 import contextlib
-import errno
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -157,15 +156,15 @@ def _watch(session: "Session", setting: "Setting", report_path: Path) -> None:
 
 def _nearest_existing(directory: Path) -> Path:
     """The directory, or the one it would be made in."""
-    return next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    return next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
 
 
 def _check_writable(path: Path) -> None:
     """A bad path fails before any measuring; nothing is left behind and nothing overwritten."""
+    if path.is_dir():
+        raise UsageError(f"cannot write the report {path}: Is a directory; name a file with -o")
     probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         probe.touch(exist_ok=False)
     except OSError as error:
         raise UsageError(

@@ -107,7 +107,7 @@ def parse_udev(text: str) -> list[Dimm]:
     for _, facts in sorted(modules.items()):
         speed = facts.get("CONFIGURED_SPEED_MTS") or facts.get("SPEED_MTS") or ""
         width = facts.get("DATA_WIDTH", "")
-        if facts.get("PRESENT") != "0" and facts.get("SIZE") and width.isdigit():
+        if facts.get("SIZE") and width.isdigit():
             dimm = _dimm(speed, int(width), facts.get("LOCATOR", ""), facts.get("BANK_LOCATOR", ""))
             dimms += [dimm] if dimm else []
     return dimms

@@ -103,12 +103,13 @@ def visible_devices(setting: str | None, uuids: list[str], mig: list[bool]) -> l
     instance stands for the GPU it is on. Numbers are taken as NVML's order, which is CUDA's
     unless the GPUs are of different models and CUDA_DEVICE_ORDER is not PCI_BUS_ID.
     """
+    present = [index for index, uuid in enumerate(uuids) if uuid]  # the others are lost to CUDA
     if setting is None:
-        return list(range(len(uuids)))
+        return present
     order: list[int] = []
     for entry in (part.strip() for part in setting.split(",")):
         if entry.isdigit():
-            matches = [int(entry)] if int(entry) < len(uuids) else []
+            matches = present[int(entry) :][:1]
         elif entry.startswith("MIG-GPU-"):
             matches = [i for i, uuid in enumerate(uuids) if entry[4:].startswith(uuid)]
         elif entry.startswith("MIG-"):

@@ -86,12 +86,11 @@ def find_mount(mounts: list[Mount], directory: str) -> Mount | None:
 def below_overlay(mounts: list[Mount], mount: Mount) -> Mount | None:
     """The mount that holds an overlay's upper directory, where writes go.
 
-    Inside a container that path is the host's: it then leads back to an overlay, and None says
-    that the drive cannot be seen from here.
+    Inside a container that path is the host's: it then leads back to an overlay, which has no
+    block device, and the drive cannot be seen from here.
     """
     upper = next((o.partition("=")[2] for o in mount.options if o.startswith("upperdir=")), None)
-    holder = find_mount(mounts, _unescape(upper)) if upper else None
-    return None if holder is None or holder.filesystem == "overlay" else holder
+    return find_mount(mounts, _unescape(upper)) if upper else None
 
 
 def block_device(tree: Tree, mount: Mount) -> str | None:

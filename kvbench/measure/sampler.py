@@ -99,7 +99,7 @@ def _sample_steps(
     warmups = warmup_bytes = 0
     # First touch, then once more; a clock that does not move must not warm up for ever.
     while warmups < LEAST_WARMUPS or (clock.now_s() < deadline_s and warmups < plan.max_samples):
-        warmup_bytes += body.step()
+        warmup_bytes += clock.time(body.step)[0]  # a CUDA step has only been enqueued
         warmups += 1
     payloads: list[int] = []
     durations_s: list[float] = []

@@ -33,7 +33,9 @@ _GAP = "  "
 
 def tier_lines(view: TierView, width: int) -> Iterator[Text]:
     """The heading, the rows and the notes of a tier, with what there was no room for."""
-    yield Text.assemble((view.tier, "bold"), f"{_GAP}{view.summary}")
+    first, *rest = prose(f"{view.tier}{_GAP}{view.summary}", width, hang=INDENT)
+    first.stylize("bold", 0, len(view.tier))
+    yield from (first, *rest)
     table = _fit(view, width)
     yield from table.heading()
     notes = [len(line.note) for line in view.lines if isinstance(line, Line) and line.note]

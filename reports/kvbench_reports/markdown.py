@@ -13,7 +13,7 @@ from kvbench_reports.view import Line, Skipped, TierView, Warned, collect_warnin
 from kvbench_reports.words import clean
 
 # Underscores inside a word are left alone: GitHub leaves them too, and names are full of them.
-_SPECIAL = re.compile(r"[\\`*\[\]<|~]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
+_SPECIAL = re.compile(r"[\\`*\[\]<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 
 
 def render(report: Report) -> str:

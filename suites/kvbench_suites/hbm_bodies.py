@@ -104,10 +104,12 @@ class _SlotBody(ABC):
             wanted = np.where((sources >= 0)[:, None], truth[np.maximum(sources, 0)], 0)
             if not np.array_equal(got, wanted):
                 slot, byte = (int(axis[0]) for axis in np.nonzero(got != wanted))
+                source = int(sources[slot])
+                origin = f"from source slot {source}" if source >= 0 else "as nothing was moved"
                 raise CorruptDataError(
                     f"target slot {first + slot} of {len(expected)} differs from byte {byte}: "
-                    f"expected {wanted[slot, byte]:#04x} from source slot {sources[slot]}, found "
-                    f"{got[slot, byte]:#04x}. Do not trust this device: see nvidia-smi -q -d ECC"
+                    f"expected {wanted[slot, byte]:#04x}, {origin}, found {got[slot, byte]:#04x}. "
+                    "Do not trust this device: see nvidia-smi -q -d ECC"
                 )
         return int((expected >= 0).sum()) * self.slot_bytes
 

@@ -184,6 +184,8 @@ def test_gpus_hidden_from_cuda_are_recorded_and_not_used(
 
     assert [gpu.cuda_index for gpu in gpus] == [None, 0]
     assert [gpu.index for gpu in Machine(gpus=gpus).visible_gpus] == [1]
+    swapped, _ = probe_gpus(nvml, Tree(), {"CUDA_VISIBLE_DEVICES": "1,0"})
+    assert [gpu.index for gpu in Machine(gpus=swapped).visible_gpus] == [1, 0]
     assert not Machine(gpus=hidden).has_gpu
     assert "CUDA_VISIBLE_DEVICES" in (Machine(gpus=hidden).gpu_reason or "")
 
@@ -195,6 +197,7 @@ def test_a_gpu_that_fell_off_the_bus_does_not_hide_the_others(
     gpus, _ = probe_gpus(nvml, Tree(), {})
 
     assert [gpu.name for gpu in gpus] == [None, "NVIDIA H100 80GB HBM3"]
+    assert [gpu.cuda_index for gpu in gpus] == [None, 0]
 
 
 def test_cuda_versions_are_written_as_people_write_them() -> None:

@@ -172,7 +172,7 @@ def test_the_tightest_limit_on_the_way_up_a_control_group_counts(lay_out: LayOut
             "proc/self/cgroup": "0::/batch.slice/job\n",
             "sys/fs/cgroup/batch.slice/cpu.max": "150000 100000\n",
             "sys/fs/cgroup/batch.slice/memory.max": "max\n",
-            "sys/fs/cgroup/batch.slice/job/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/batch.slice/job/cpu.max": "400000 100000\n",
             "sys/fs/cgroup/batch.slice/job/memory.max": "1073741824\n",
         }
     )
@@ -193,7 +193,7 @@ def test_a_container_that_shows_its_hosts_path_still_finds_its_limit(lay_out: La
     assert probe_cgroup(Tree(root)).cpu_quota_cores == 2.0
 
 
-def test_version_1_control_groups_are_read_and_their_no_limit_is_none(lay_out: LayOut) -> None:
+def test_version_1_control_groups_are_read(lay_out: LayOut) -> None:
     root = lay_out(
         {
             "proc/self/cgroup": "4:memory:/job\n3:cpu,cpuacct:/job\n",
@@ -208,6 +208,17 @@ def test_version_1_control_groups_are_read_and_their_no_limit_is_none(lay_out: L
     assert probe_cgroup(Tree(root)) == Cgroup(
         version=1, cpu_quota_cores=0.5, memory_bytes=2147483648
     )
+
+
+def test_version_1_writes_no_limit_as_a_number_that_is_none(lay_out: LayOut) -> None:
+    root = lay_out(
+        {
+            "proc/self/cgroup": "4:memory:/\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        }
+    )
+
+    assert probe_cgroup(Tree(root)).memory_bytes is None
 
 
 def test_the_operating_system_is_named(lay_out: LayOut) -> None:

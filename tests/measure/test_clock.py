@@ -154,12 +154,13 @@ def test_cuda_events_see_a_real_copy_take_longer_than_an_empty_step() -> None:
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     clock = CudaClock()
-    source = torch.zeros(256 * 2**20, dtype=torch.uint8, device="cuda")
+    size = 256 * 2**20
+    source = torch.zeros(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
 
     def copy() -> int:
         target.copy_(source)
-        return source.nbytes
+        return size
 
     clock.time(copy)  # the first use of a stream and of the allocator
     _, copy_s = clock.time(copy)

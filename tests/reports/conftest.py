@@ -3,8 +3,6 @@
 Their figures were chosen to exercise the renderers; nothing here was measured.
 """
 
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -50,42 +48,28 @@ SERVER = Machine(
 )
 
 
-def make_row(case: str, state: State = State.OK, **fields: Any) -> Row:
+def make_row(case: str, **fields: object) -> Row:
     """A row named like `nvme.read/…`; tier and operation come from the name."""
-    tier, operation = case.split("/")[0].split(".")
-    return Row(
-        id=case,
-        tier=tier,
-        operation=operation,
-        params=fields.pop("params", {}),
-        state=state,
-        **fields,
-    )
+    tier, operation = case.partition("/")[0].split(".")
+    row = Row(id=case, tier=tier, operation=operation, params={}, state=State.OK)
+    for name, value in fields.items():
+        setattr(row, name, value)
+    return row
 
 
 def measured_row(
-    case: str, rate: float, half_width: float | None, limit: tuple[float, str], **fields: Any
+    case: str, rate: float, half_width: float | None, limit: tuple[float, str], **fields: object
 ) -> Row:
     """A row with a figure; the interval is as wide on both sides, and absent for None."""
-    low_high = {}
+    row = make_row(case, **fields)
+    row.bytes_per_s = rate
     if half_width is not None:
-        low_high = {
-            "bytes_per_s_low": rate * (1 - half_width),
-            "bytes_per_s_high": rate * (1 + half_width),
-            "interval_method": "t of log, 3 processes",
-        }
-    return make_row(
-        case,
-        fields.pop("state", State.OK),
-        bytes_per_s=rate,
-        limit_bytes_per_s=limit[0],
-        limit_source=limit[1],
-        limit_fraction=rate / limit[0],
-        payload_bytes=256 * MIB,
-        traffic_bytes=512 * MIB,
-        **low_high,
-        **fields,
-    )
+        row.bytes_per_s_low, row.bytes_per_s_high = rate * (1 - half_width), rate * (1 + half_width)
+        row.interval_method = "t of log, 3 processes"
+    row.limit_bytes_per_s, row.limit_source = limit
+    row.limit_fraction = rate / row.limit_bytes_per_s
+    row.payload_bytes, row.traffic_bytes = 256 * MIB, 512 * MIB
+    return row
 
 
 def latency(p50: float, p99: float | None) -> Latency:
@@ -201,13 +185,15 @@ def nvme_rows() -> list[Row]:
         ),
         make_row(
             "nvme.write/posix/2MiB/qd16/sequential",
-            State.FAILED,
+            state=State.FAILED,
             params={**block, "engine": "posix"},
             reason="worker 1 of 3 ended: no space left on device",
             reason_code="worker_died",
         ),
         make_row(
-            "nvme.write/gds/2MiB/qd16/sequential", State.SKIPPED, reason="kvikio is not installed"
+            "nvme.write/gds/2MiB/qd16/sequential",
+            state=State.SKIPPED,
+            reason="kvikio is missing",
         ),
     ]
 
@@ -232,7 +218,7 @@ def measured() -> Report:
         rows=[
             *dram_rows(),
             *nvme_rows(),
-            *(make_row(case, State.SKIPPED, reason=no_gpu) for case in hbm),
+            *(make_row(case, state=State.SKIPPED, reason=no_gpu) for case in hbm),
         ],
     )
 
