@@ -4,6 +4,7 @@
 never needs root, and never fails because a fact is missing: such a fact is None.
 """
 
+from kvbench.machine.privacy import redact_argument, redact_path
 from kvbench.machine.probe import probe_machine
 from kvbench.machine.record import (
     Cgroup,
@@ -30,4 +31,6 @@ __all__ = [
     "Os",
     "Storage",
     "probe_machine",
+    "redact_argument",
+    "redact_path",
 ]

@@ -27,7 +27,6 @@ _CHECKS = (
     doctor_host.memory_bandwidth,
     doctor_host.locked_memory,
     doctor_host.huge_pages,
-    doctor_host.transparent_huge_pages,
     doctor_host.memory_limit,
 )
 

@@ -68,6 +68,13 @@ def direct_io(machine: Machine) -> Check | None:
             seen=f"works, aligned to {storage.direct_io_alignment_bytes} B "
             f"({storage.direct_io_reason})",
         )
+    if storage.writable is False:
+        return Check(
+            name="O_DIRECT",
+            status=Status.UNKNOWN,
+            seen=storage.direct_io_reason or "not tried",
+            cost="NVMe rows are skipped in a directory without write permission",
+        )
     return Check(
         name="O_DIRECT",
         status=Status.MISSING,

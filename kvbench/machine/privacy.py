@@ -25,6 +25,14 @@ def redact_path(path: Path) -> str:
     return str(PurePosixPath(*("<user>" if part in names else part for part in parts)))
 
 
+def redact_argument(word: str) -> str:
+    """A word of a command line, with the absolute path in it redacted: `--dir=/root/kv`, `/root`."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if not value.startswith("/"):
+        return word
+    return f"{option}{equals}{redact_path(Path(value))}"
+
+
 def _user_names() -> frozenset[str]:
     """The names of this user; root's names nobody."""
     found = {os.environ.get("USER"), os.environ.get("LOGNAME"), os.environ.get("SUDO_USER")}

@@ -15,6 +15,7 @@ from typing import Any
 
 from kvbench import __version__
 from kvbench.errors import UsageError
+from kvbench.machine import redact_argument
 from kvbench.measure.result import (
     HAS_FIGURE,
     Caution,
@@ -43,7 +44,7 @@ class Session:
             kvbench_version=__version__,
             session_id=uuid.uuid4().hex,
             suite=suite,
-            command=list(command),
+            command=[redact_argument(word) for word in command],
             started_at=_now(),
             simulated=setting.profile.name if setting.profile else None,
             plan=asdict(setting.plan) | {"seed": setting.seed},

@@ -128,6 +128,10 @@ def preallocate(path: Path, size_bytes: int) -> None:
     Raises:
         OSError: no space (ENOSPC), or the directory cannot be written.
     """
+    room = os.statvfs(path.parent)
+    if size_bytes > room.f_bavail * room.f_frsize:
+        # ext4 would reserve all there is before it gives up, and starve everyone else meanwhile.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.posix_fallocate(fd, 0, size_bytes)

@@ -166,7 +166,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[Note]:
     if paths:
         alone = len(paths) == 1
         named = paths if alone else (_times(path, rows_by) for path, rows_by in paths.items())
-        yield Note(text="path observed: " + ", ".join(named))
+        yield Note(text="path observed: " + "; ".join(named))
     shared = (State.OK, State.SIMULATED)
     for reason, rows_with in _tally(row.reason for row in rows if row.state in shared).items():
         yield Note(text=_times(reason, rows_with))

@@ -48,10 +48,11 @@ def digits_of(value: float, low: float | None, high: float | None) -> int:
 
 
 def interval_percent(value: float, low: float | None, high: float | None) -> str:
-    """The wider side of an interval in percent of the value, without a sign: `3.1`."""
+    """The wider side of an interval in percent of the value, without a sign: `3.1`, `>100`."""
     if low is None or high is None or value <= 0:
         return NONE
-    return percent(max(high - value, value - low) / value)
+    share = max(high - value, value - low) / value
+    return ">100" if share > 1 else percent(share)
 
 
 def percent(fraction: float) -> str:

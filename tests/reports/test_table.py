@@ -122,6 +122,15 @@ def test_a_warning_is_said_once_with_its_rows_and_its_fix(measured: Report) -> N
     assert "degraded w2 w3\n" in text
 
 
+def test_a_fix_is_printed_though_the_first_row_with_the_warning_has_none(
+    measured: Report,
+) -> None:
+    measured.warnings.append(Caution(code="slow", message="slow"))
+    measured.rows[0].warnings = [Caution(code="slow", message="slow", fix="first")]
+    measured.rows[1].warnings = [Caution(code="slow", message="slow", fix="second")]
+    assert "slow (slow, 2 rows)\n    fix: first\nw3" in printed(measured)
+
+
 def test_a_long_fix_stays_in_one_piece_to_be_copied(measured: Report) -> None:
     fix = "sudo " + "very-long-option " * 20 + "end"
     measured.warnings.append(Caution(code="long", message="long", fix=fix))

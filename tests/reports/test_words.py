@@ -51,6 +51,11 @@ def test_the_wider_side_of_an_interval_is_the_one_printed() -> None:
     assert words.interval_percent(2.0, None, 2.24) == words.NONE
 
 
+def test_an_interval_wider_than_its_value_is_not_given_to_the_digit() -> None:
+    assert words.interval_percent(2.0, 0.1, 43.0) == ">100"
+    assert words.interval_percent(2.0, 0.0, 4.0) == "100"
+
+
 @pytest.mark.parametrize(
     ("fraction", "text"),
     [(0.0, "0.0"), (0.0004, "<0.1"), (0.0994, "9.9"), (0.0996, "10"), (0.974, "97"), (1.04, "104")],
