@@ -1,6 +1,6 @@
 """NVMe reads by kvbench against fio: one file, O_DIRECT, queue depth 16, interleaved A B A B.
 
-    python benchmarks/nvme_against_fio.py --dir DIRECTORY [--rounds 5] [--seconds 3] [--engine psync]
+    python benchmarks/nvme_against_fio.py --dir DIRECTORY [--rounds 5] [--seconds 3] [--engine X]
 
 Prints each round and the ratio of the medians; kvbench's figure comes from `run_case`, as a row's
 does. Noise of a shared machine is in both, which is why only the ratio means anything.

@@ -1,6 +1,5 @@
 """What several folders of tests need: a model, this machine, a quick plan, a drive to measure."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,12 @@ def machine(tmp_path: Path) -> Machine:
 
 
 @pytest.fixture
-def drive(machine: Machine) -> Iterator[Machine]:
+def drive(machine: Machine) -> Machine:
     """This machine with tests' files on a real drive that reads past the page cache."""
     storage = machine.storage
     if storage is None or storage.device_kind == "memory" or not storage.direct_io:
         pytest.skip("the tests' temporary directory is not on a drive with O_DIRECT")
-    yield machine
+    return machine
 
 
 @pytest.fixture

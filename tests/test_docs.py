@@ -22,9 +22,8 @@ def shown_commands() -> list[tuple[str, str]]:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", text, re.DOTALL):
-            for line in block.splitlines():
-                if match := COMMAND.match(line.split("  #")[0].strip()):
-                    found.append((path.name, match[1]))
+            lines = (COMMAND.match(line.split("  #")[0].strip()) for line in block.splitlines())
+            found += [(path.name, match[1]) for match in lines if match]
         found += [(path.name, command) for command in INLINE.findall(text)]
     return found
 

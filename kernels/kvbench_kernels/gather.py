@@ -30,9 +30,7 @@ _UNSPECIALISED = ["page_units", "stride_units", "row_stride_units"]  # as in kvb
 
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
-def gather_words(  # noqa: PLR0913, PLR0917 - each side has an address and a stride
-    cache, ids, out, page_units, stride_units, row_stride_units, TILE: tl.constexpr
-):
+def gather_words(cache, ids, out, page_units, stride_units, row_stride_units, TILE: tl.constexpr):
     """out[i] = cache[ids[i]] for each id >= 0, int32 words; lengths and strides in 16 bytes.
 
     Grid (ids, cdiv(4 * page_units, TILE)).
@@ -47,9 +45,7 @@ def gather_words(  # noqa: PLR0913, PLR0917 - each side has an address and a str
 
 
 @triton.jit(do_not_specialize=_UNSPECIALISED)
-def scatter_words(  # noqa: PLR0913, PLR0917 - each side has an address and a stride
-    rows, ids, cache, page_units, stride_units, row_stride_units, TILE: tl.constexpr
-):
+def scatter_words(rows, ids, cache, page_units, stride_units, row_stride_units, TILE: tl.constexpr):
     """cache[ids[i]] = rows[i] for each id >= 0, int32 words; lengths and strides in 16 bytes.
 
     Grid (ids, cdiv(4 * page_units, TILE)).

@@ -36,7 +36,7 @@ for _name, _command in COMMANDS:
     app.command(_name)(_command)
 
 
-def _show_version(wanted: bool) -> None:  # noqa: FBT001  Typer passes it by position
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"kvbench {__version__}")
         raise typer.Exit

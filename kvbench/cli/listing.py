@@ -8,7 +8,8 @@ import typer
 
 def list_suites(
     suite: Annotated[
-        str | None, typer.Argument(help="A suite, or a TOML file: list its cases.", show_default=False)
+        str | None,
+        typer.Argument(help="A suite, or a TOML file: list its cases.", show_default=False),
     ] = None,
     *,
     model: Annotated[
@@ -55,6 +56,7 @@ def list_suites(
     for case in find_suite(suite).build(geometry, machine):
         unmet = case.operation.unmet(case.params, machine)
         console.print(
-            f"{case.id}  " + ("[dim]needs:[/dim] " + escape(unmet) if unmet else "[green]ready[/green]"),
+            f"{case.id}  "
+            + ("[dim]needs:[/dim] " + escape(unmet) if unmet else "[green]ready[/green]"),
             highlight=False,
         )

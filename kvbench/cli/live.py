@@ -4,8 +4,7 @@ Goes to standard error, so that standard output holds the tables alone.
 """
 
 import sys
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,24 +18,7 @@ from kvbench.units import format_rate
 STARTUP_S = 0.6  # guess of a worker's start and check, until real cases have been timed
 
 
-class Live(Protocol):
-    """Shown events."""
-
-    def show(self, event: Event) -> None:
-        """Take in one event."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-def make_live(cases: list[Case], setting: Setting) -> Live:
+def make_live(cases: list[Case], setting: Setting) -> "TerminalLive | PlainLive":
     """The live view where standard error is a terminal, plain lines where it is not."""
     console = Console(stderr=True)
     if console.is_terminal:
@@ -85,7 +67,7 @@ class TerminalLive:
             console=console,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=len(cases), left="–")
+        self._task = self._progress.add_task("", total=len(cases), left="?")
         self._what = ""
 
     def show(self, event: Event) -> None:
@@ -108,9 +90,7 @@ class TerminalLive:
                 self._task, description=f"{self._what}  {format_rate(now.bytes_per_s)}{width}"
             )
         else:
-            self._progress.update(
-                self._task, description=f"{self._what}  {event.message.name}"
-            )
+            self._progress.update(self._task, description=f"{self._what}  {event.message.name}")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -130,5 +110,3 @@ def row_line(row: Row) -> str:
     if row.bytes_per_s is not None:
         return f"{row.id}  {format_rate(row.bytes_per_s)}"
     return f"{row.id}  {row.state.value}: {row.reason}"
-
-

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,11 +69,17 @@ def run(  # noqa: PLR0913  the options of the command are its interface
     from kvbench_suites import find_suite
 
     chosen = find_suite(suite)
-    changes = {"processes": processes, "time_limit_s": time_limit, "data_bytes": _size(data)}
+    changes: dict[str, Any] = {
+        "processes": processes,
+        "time_limit_s": time_limit,
+        "data_bytes": _size(data),
+    }
     request = Request(
         suite=chosen,
         plan=replace(chosen.plan, **{k: v for k, v in changes.items() if v is not None}),
-        geometry=load_geometry(model, cache_dtype=kv_dtype, block_size=block_size, tensor_parallel=tp),
+        geometry=load_geometry(
+            model, cache_dtype=kv_dtype, block_size=block_size, tensor_parallel=tp
+        ),
         directory=directory,
         report_path=out or Path(f"kvbench-{chosen.name}.json"),
         only=tuple(only or ()),

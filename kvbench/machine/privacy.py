@@ -26,7 +26,7 @@ def redact_path(path: Path) -> str:
 
 
 def redact_argument(word: str) -> str:
-    """A word of a command line, with the absolute path in it redacted: `--dir=/root/kv`, `/root`."""
+    """A word of a command line, an absolute path in it redacted: `--dir=/home/anna` or bare."""
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     if not value.startswith("/"):
         return word

@@ -47,7 +47,7 @@ class Observed:
     """The path that bytes took, as far as it can be known, and the evidence for it."""
 
     path: str
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict[str, Any])
     cautions: tuple[Caution, ...] = ()
 
 

@@ -5,9 +5,10 @@ that each one needs, are decided in `summarise`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from hdrh.histogram import HdrHistogram
+from hdrh.histogram import HdrHistogram  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from kvbench.measure.result import Latency
@@ -15,15 +16,16 @@ from kvbench.measure.stats import LEAST_FOR_PERCENTILE
 
 LOWEST_NS, HIGHEST_NS, DIGITS = 1, 3_600 * 10**9, 3
 S_PER_NS = 1e-9
+_LIBRARY: Any = HdrHistogram
 
 
 def encode(latencies_ns: NDArray[np.int64]) -> str:
     """The histogram of int64 [n] nanoseconds: compressed, base64."""
-    histogram = HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS)
+    histogram = _new()
     values, counts = np.unique(_rounded(latencies_ns), return_counts=True)
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         histogram.record_value(value, count)
-    return histogram.encode().decode("ascii")
+    return _encoded(histogram)
 
 
 def summarise(
@@ -34,9 +36,9 @@ def summarise(
     A percentile is stated only if `effective_count` independent samples leave at least ten
     beyond it; an operation's latency depends on the one before, so 1000 samples are fewer.
     """
-    merged = HdrHistogram(LOWEST_NS, HIGHEST_NS, DIGITS)
+    merged = _new()
     for text in histograms:
-        merged.add(HdrHistogram.decode(text))
+        merged.add(_LIBRARY.decode(text))
     stated: dict[str, float | None] = {}
     missing: dict[str, str] = {}
     for percentile, least in LEAST_FOR_PERCENTILE.items():
@@ -54,11 +56,19 @@ def summarise(
             effective_count=effective_count,
             mean=merged.get_mean_value() * S_PER_NS,
             max=merged.get_max_value() * S_PER_NS,
-            histogram=merged.encode().decode("ascii"),
+            histogram=_encoded(merged),
             **stated,
         ),
         missing,
     )
+
+
+def _new() -> Any:  # noqa: ANN401  the library has no types
+    return _LIBRARY(LOWEST_NS, HIGHEST_NS, DIGITS)
+
+
+def _encoded(histogram: Any) -> str:  # noqa: ANN401  the library has no types
+    return str(histogram.encode().decode("ascii"))
 
 
 def thin(values: Sequence[float], most: int) -> list[float]:
@@ -69,7 +79,11 @@ def thin(values: Sequence[float], most: int) -> list[float]:
 
 
 def _rounded(latencies_ns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """To four significant digits, finer than the histogram keeps: far fewer values to record."""
+    """Down to four significant digits: far fewer values to record.
+
+    Down, because the histogram answers with the upper end of a bucket: together within 0.1 %.
+    """
     clipped = np.clip(latencies_ns, LOWEST_NS, HIGHEST_NS).astype(np.float64)
     scale = 10.0 ** np.maximum(np.floor(np.log10(clipped)) - DIGITS, 0)
-    return (np.round(clipped / scale) * scale).astype(np.int64)
+    rounded: NDArray[np.int64] = (np.floor(clipped / scale) * scale).astype(np.int64)
+    return rounded

@@ -232,4 +232,4 @@ def _keep_unknown(known: object, raw: object) -> object:
         olds, news = cast("list[Any]", raw), cast("list[Any]", known)
         padded = olds + [None] * (len(news) - len(olds))
         return [_keep_unknown(new, old) for new, old in zip(news, padded, strict=False)]
-    return known
+    return cast("object", known)

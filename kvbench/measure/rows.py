@@ -173,7 +173,7 @@ def _caution(row: Row) -> None:
             Caution(
                 code="no_steady_state",
                 message="the rate was still moving when sampling ended",
-                fix="kvbench run … --time-limit 30",
+                fix="--time-limit 30",
             )
         )
     low, high, centre = row.bytes_per_s_low, row.bytes_per_s_high, row.bytes_per_s
@@ -182,6 +182,6 @@ def _caution(row: Row) -> None:
             Caution(
                 code="wide_interval",
                 message="processes differ by more than ±10 %: another load, or too few of them",
-                fix=f"kvbench run … --processes {max(10, 2 * len(row.processes))}",
+                fix=f"--processes {max(10, 2 * len(row.processes))}",
             )
         )

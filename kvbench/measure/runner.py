@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Self, cast
 
 import msgspec
 
@@ -29,7 +29,7 @@ from kvbench.measure.suite import Case, Limit, Plan
 from kvbench.measure.worker import Assignment, Estimate, Failure, Message, Phase, Result
 
 SETUP_GRACE_S = 120.0  # imports and allocation; CUDA start-up on a loaded machine takes tens
-SLOWEST_DRIVE_BYTES_PER_S = 20e6  # a data file is written and checked at least this fast, or it is stuck
+SLOWEST_DRIVE_BYTES_PER_S = 20e6  # a data file written or checked more slowly is stuck
 MEASURE_GRACE_S = 60.0
 KEPT_STDERR_LINES = 20
 READ_BYTES = 1 << 16
@@ -45,7 +45,9 @@ class Setting:
     seed: int = 0
     scratch: Path | None = None
     profile: Profile | None = None
-    limits: dict[str, float] = field(default_factory=dict)  # tier → what the user says it can do
+    limits: Mapping[str, float] = field(
+        default_factory=dict[str, float]
+    )  # tier → what the user says it can do
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class _Worker:
     def __init__(self, assignment: Assignment) -> None:
         self._assignment = assignment
 
-    def __enter__(self) -> "_Worker":
+    def __enter__(self) -> Self:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kvbench.measure.worker"],
             stdin=subprocess.PIPE,
@@ -208,29 +210,29 @@ class _Worker:
             "verify": SETUP_GRACE_S + data_s,
         }
         phase = "set up"
-        deadline_s = time.monotonic() + allowed_s[phase]
-        for line in self._lines(lambda: deadline_s):
+        self._deadline_s = time.monotonic() + allowed_s[phase]
+        for line in self._lines():
             if line is None:
-                text = f"no result from “{phase}” within {allowed_s[phase]:.0f} s; the worker was ended"
-                yield Failure("failed", "deadline", text)
+                text = f"no result from “{phase}” within {allowed_s[phase]:.0f} s"
+                yield Failure("failed", "deadline", f"{text}; the worker was ended")
                 return
             message = msgspec.json.decode(line, type=Message)
             if isinstance(message, Phase):
                 phase = message.name
-                deadline_s = time.monotonic() + allowed_s[phase]
+                self._deadline_s = time.monotonic() + allowed_s[phase]
             yield message
             if isinstance(message, Result | Failure):
                 return
         yield self._death(phase)
 
-    def _lines(self, deadline_s: Callable[[], float]) -> Iterator[bytes | None]:
+    def _lines(self) -> Iterator[bytes | None]:
         """Lines of the worker's output; None once the deadline has passed."""
         stdout = cast("IO[bytes]", self._process.stdout)
         pending = b""
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while True:
-                if not selector.select(max(0.0, deadline_s() - time.monotonic())):
+                if not selector.select(max(0.0, self._deadline_s - time.monotonic())):
                     yield None
                     return
                 chunk = os.read(stdout.fileno(), READ_BYTES)

@@ -6,8 +6,8 @@ MSER-5 afterwards. Nothing is dropped as an outlier.
 Does not know what the body does, and reads time only from the clock it is given.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +35,8 @@ RECHECK_GROWTH = 1.25  # the stopping rule sorts all samples, so it looks at 12,
 S_PER_NS = 1e-9
 
 
-class OnEstimate(Protocol):
-    """Told now and then how it is going."""
-
-    def __call__(self, *, bytes_per_s: float, samples: int, half_width: float | None) -> None:
-        """One estimate, from the samples so far."""
-        ...
+OnEstimate = Callable[[float, int, float | None], None]
+"""Told now and then how it is going: bytes per second, samples so far, relative half-width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +72,9 @@ class Samples:
     @property
     def effective_latencies(self) -> float:
         """What the latencies are worth as independent samples."""
-        return effective_count(self.latencies_ns.astype(np.float64)) if self.latencies_ns.size else 0
+        return (
+            effective_count(self.latencies_ns.astype(np.float64)) if self.latencies_ns.size else 0
+        )
 
 
 def sample(
@@ -92,9 +90,7 @@ def sample(
     return _sample_steps(body, clock, plan, on_estimate)
 
 
-def _sample_steps(
-    body: StepBody, clock: Clock, plan: Plan, on_estimate: OnEstimate
-) -> Samples:
+def _sample_steps(body: StepBody, clock: Clock, plan: Plan, on_estimate: OnEstimate) -> Samples:
     deadline_s = clock.now_s() + plan.warmup_s
     warmups = warmup_bytes = 0
     # First touch, then once more; a clock that does not move must not warm up for ever.
@@ -105,7 +101,8 @@ def _sample_steps(
     durations_s: list[float] = []
 
     def rates() -> Floats:
-        return np.array(payloads) / np.maximum(np.array(durations_s), 1e-9)
+        lengths_s: Floats = np.maximum(np.array(durations_s), 1e-9)
+        return np.array(payloads, dtype=np.float64) / lengths_s
 
     began_s = clock.now_s()
     next_check = plan.min_samples
@@ -138,9 +135,7 @@ def _sample_steps(
     )
 
 
-def _sample_stream(
-    body: StreamBody, clock: Clock, plan: Plan, on_estimate: OnEstimate
-) -> Samples:
+def _sample_stream(body: StreamBody, clock: Clock, plan: Plan, on_estimate: OnEstimate) -> Samples:
     ends: list[Int64s] = []
     latencies: list[Int64s] = []
     body.start()
@@ -211,11 +206,11 @@ def _windows(ends_ns: Int64s, operation_bytes: int, warmup_s: float) -> _Windows
     A window of fixed length would hold a whole number of operations and so be wrong by up to one
     in a few; a window from completion to completion is exact.
     """
-    ordered = np.sort(ends_ns)
+    ordered: Int64s = np.sort(ends_ns)
     if len(ordered) == 0:
         return _Windows(np.empty(0), ordered, 0)
     # The stream began before its first completion by about one latency; the cut need not be exact.
-    start = int(np.searchsorted(ordered, ordered[0] + round(warmup_s / S_PER_NS)))
+    start = int(np.searchsorted(ordered, int(ordered[0]) + round(warmup_s / S_PER_NS)))
     kept = ordered[start:]
     if len(kept) < 2:  # noqa: PLR2004  one completion is no interval
         return _Windows(np.empty(0), kept, start)
@@ -231,9 +226,7 @@ def _stop(rates: Floats, plan: Plan, sampled_s: float, on_estimate: OnEstimate) 
     """Which rule ends the sampling now, or nothing."""
     half_width = relative_half_width(rates) if len(rates) else float("inf")
     if len(rates):
-        on_estimate(
-            bytes_per_s=float(np.median(rates)), samples=len(rates), half_width=_finite(half_width)
-        )
+        on_estimate(float(np.median(rates)), len(rates), _finite(half_width))
     enough = len(rates) >= plan.min_samples and sampled_s >= min(plan.min_time_s, plan.time_limit_s)
     if enough and half_width <= plan.target_half_width:
         return "interval"

@@ -4,14 +4,17 @@ A crash, a full disk or Ctrl-C loses the case being measured and nothing else; `
 with the cases that have no row yet. Prints nothing.
 """
 
-import datetime
+import datetime as dt
 import json
+import shlex
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from kvbench import __version__
 from kvbench.errors import UsageError
@@ -20,7 +23,6 @@ from kvbench.measure.result import (
     HAS_FIGURE,
     Caution,
     Report,
-
     State,
     decode_report,
     read_bytes,
@@ -82,10 +84,11 @@ class Session:
             # A case that failed is tried again; so is one whose definition has changed.
             if row.state is not State.FAILED and definitions.get(row.id) == row.definition_hash
         ]
-        self.report, self._raw = old, json.loads(data)
+        raw: dict[str, Any] = json.loads(data)
         # Rows may have been dropped, so unknown fields are kept by id rather than by position.
-        by_id = {row.get("id"): row for row in self._raw.get("rows", [])}
-        self._raw["rows"] = [by_id[row.id] for row in old.rows]
+        by_id = {row.get("id"): row for row in raw.get("rows", [])}
+        raw["rows"] = [by_id[row.id] for row in old.rows]
+        self.report, self._raw = old, raw
         self.report.finished_at = None
         return len(old.rows)
 
@@ -97,6 +100,7 @@ class Session:
                 continue
             for event in run_case(case, self._setting):
                 if isinstance(event, CaseFinished):
+                    event.row.warnings = [self._with_command(each) for each in event.row.warnings]
                     self.report.rows.append(event.row)
                     self.write(path)
                 yield event
@@ -107,15 +111,18 @@ class Session:
         """Put the report on disk as it is now."""
         write_report(self.report, path, self._raw)
 
+    def _with_command(self, caution: Caution) -> Caution:
+        """A fix that only says which option to add becomes a command that can be pasted."""
+        if caution.fix is None or not caution.fix.startswith("--"):
+            return caution
+        # shlex would quote the ~ of a redacted home, and then it names no home any more.
+        command = shlex.join(self.report.command).replace("'~/", "~/'").replace("/''", "/")
+        return msgspec.structs.replace(caution, fix=f"kvbench {command} {caution.fix}")
+
     @property
     def measured(self) -> int:
         """Rows that hold a figure."""
         return sum(row.state in HAS_FIGURE for row in self.report.rows)
-
-    def warn(self, caution: Caution) -> None:
-        """A doubt about the whole run."""
-        if caution not in self.report.warnings:
-            self.report.warnings.append(caution)
 
 
 def select(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
@@ -128,9 +135,7 @@ def select(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
         if not any(fnmatchcase(case.id, glob) for case in cases):
             ids = ", ".join(case.id for case in cases[:3])
             raise UsageError(f"--only {glob!r} matches no case; there are {len(cases)}: {ids}, …")
-    return [
-        case for case in cases if not only or any(fnmatchcase(case.id, glob) for glob in only)
-    ]
+    return [case for case in cases if not only or any(fnmatchcase(case.id, glob) for glob in only)]
 
 
 def _check_unique(cases: Sequence[Case]) -> None:
@@ -142,4 +147,4 @@ def _check_unique(cases: Sequence[Case]) -> None:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

@@ -72,7 +72,8 @@ def load_profile(name: str) -> Profile:
         known = sorted(entry.name.removesuffix(".toml") for entry in shipped.iterdir())
         if name not in known:
             raise UsageError(
-                f"no profile named {name!r}; there are: {', '.join(known)}, or a path ending in .toml"
+                f"no profile named {name!r}; there are: {', '.join(known)}, "
+                "or a path ending in .toml"
             )
         text = (shipped / f"{name}.toml").read_text(encoding="utf-8")
     try:

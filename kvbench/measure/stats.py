@@ -121,7 +121,8 @@ def process_interval(values: Sequence[float]) -> tuple[float, float, float, str]
     if len(values) >= LEAST_PROCESSES_FOR_RANKS:
         low, high = median_interval(ordered)
         return median, low, high, f"order statistics of {len(values)} processes, 95 %"
-    from scipy.special import stdtrit  # noqa: PLC0415  0.2 s that `report` need not spend
+    # 0.5 s that only a run of few processes spends
+    from scipy.special import stdtrit  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs]
 
     logs = np.log(ordered)
     half = float(stdtrit(len(values) - 1, 1 - MISS / 2)) * float(logs.std(ddof=1))
@@ -130,4 +131,9 @@ def process_interval(values: Sequence[float]) -> tuple[float, float, float, str]
     # With a skewed handful the median can lie just outside; an interval that leaves out the
     # number it belongs to would be absurd in print.
     low, high = math.exp(centre - half), math.exp(centre + half)
-    return median, min(low, median), max(high, median), f"t on logs of {len(values)} processes, 95 %"
+    return (
+        median,
+        min(low, median),
+        max(high, median),
+        f"t on logs of {len(values)} processes, 95 %",
+    )

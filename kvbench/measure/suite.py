@@ -78,7 +78,7 @@ class Parameter:
             if self.multiple_of > 1:
                 bounds += f", a multiple of {self.multiple_of}"
             return bounds
-        return self.kind.value
+        return str(self.kind.value)
 
 
 Limit = tuple[float | None, str]
@@ -128,7 +128,9 @@ class Operation:
         known = {parameter.name: parameter for parameter in self.parameters}
         for name in raw:
             if name not in known:
-                raise UsageError(f"{self.name} has no parameter {name!r}; it has {', '.join(known)}")
+                raise UsageError(
+                    f"{self.name} has no parameter {name!r}; it has {', '.join(known)}"
+                )
         params: dict[str, Value] = {}
         for name, parameter in known.items():
             if name in raw:
@@ -191,7 +193,7 @@ class Suite:
 
 
 def sweep(operation: Operation, **axes: Value | Iterable[Value]) -> list[Case]:
-    """Every combination of the axes, the last one varying fastest; a lone value is an axis of one."""
+    """Every combination, the last axis varying fastest; a lone value is an axis of one."""
     values = [
         (axis,) if isinstance(axis, int | str) else tuple(axis)  # bool is an int
         for axis in axes.values()

@@ -12,8 +12,9 @@ import importlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -78,6 +79,7 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
 
 
 Message = Estimate | Phase | Failure | Result
+Send = Callable[[Message], None]
 
 
 def main() -> None:
@@ -94,7 +96,7 @@ def main() -> None:
     send(run(assignment, send))
 
 
-def run(assignment: Assignment, send: Any) -> Result | Failure:  # noqa: ANN401  a callable
+def run(assignment: Assignment, send: Send) -> Result | Failure:  # noqa: PLR0911  one a failure
     """Set up, sample, check and tidy away; a known failure becomes a `Failure`."""
     try:
         body, clock = _make(assignment)
@@ -123,7 +125,7 @@ def _os_failure(error: OSError) -> Failure:
         return Failure(
             "failed",
             "disk_full",
-            f"{error.strerror}{where}: free some space, name another --dir, or use less with --data",
+            f"{error.strerror}{where}: free some space, name another --dir or a smaller --data",
         )
     return Failure("failed", "io_error", f"{error.strerror or error}{where}")
 
@@ -142,7 +144,7 @@ def _measure(
     assignment: Assignment,
     body: StepBody | StreamBody,
     clock: Clock,
-    send: Any,  # noqa: ANN401  a callable
+    send: Send,
 ) -> ProcessResult:
     context = Context(
         params=assignment.params,
@@ -164,7 +166,7 @@ def _measure(
         body,
         clock,
         assignment.plan,
-        lambda **now: send(Estimate(now["bytes_per_s"], now["samples"], now["half_width"])),
+        lambda bytes_per_s, samples, half_width: send(Estimate(bytes_per_s, samples, half_width)),
     )
     gc.enable()
     after = _look(watch)

@@ -114,13 +114,19 @@ class KvikioFile:
 
 
 def _nvidia_fs_operations() -> int | None:
-    """Reads and writes that nvidia-fs has completed since it was loaded; None without it."""
+    """Reads and writes that nvidia-fs has completed since it was loaded; None if it counts none.
+
+    It counts only when it was loaded with rw_stats_enabled=1, which is not its default.
+    """
     try:
         text = NVIDIA_FS_STATS.read_text(encoding="ascii")
     except OSError:
         return None
-    total = 0
-    for line in text.splitlines():  # "Reads : n=12 ok=12 err=0 ...", "Writes : n=3 ok=3 ..."
-        if line.startswith(("Reads", "Writes")):
-            total += sum(int(word[3:]) for word in line.split() if word.startswith("ok="))
-    return total
+    counts = [
+        int(word.removeprefix("ok="))
+        for line in text.splitlines()  # "Reads : n=12 ok=12 err=0 ...", "Writes : n=3 ok=3 ..."
+        if line.startswith(("Reads", "Writes"))
+        for word in line.split()
+        if word.startswith("ok=")
+    ]
+    return sum(counts) if counts else None

@@ -82,14 +82,14 @@ class BlockFile:
 
     def read(self, block: Bytes, offset_bytes: int) -> int:
         """Fill uint8 [n] from the file. Raises ShortTransferError at the end of the file."""
-        done = os.preadv(self._fd, (block,), offset_bytes)
+        done = os.preadv(self._fd, (block.data,), offset_bytes)
         if done != block.nbytes:
             raise self._short("read", done, block.nbytes, offset_bytes)
         return done
 
     def write(self, block: Bytes, offset_bytes: int) -> int:
         """Write uint8 [n] to the file. Raises ShortTransferError if not all of it went."""
-        done = os.pwritev(self._fd, (block,), offset_bytes)
+        done = os.pwritev(self._fd, (block.data,), offset_bytes)
         if done != block.nbytes:
             raise self._short("write", done, block.nbytes, offset_bytes)
         return done

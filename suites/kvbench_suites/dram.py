@@ -4,7 +4,7 @@ Memory is pageable, locked (mlock and huge pages) or, where there is a GPU, pinn
 three are different tiers to a DMA engine, and rows name which one they used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
@@ -87,7 +87,10 @@ def _unmet(params: Mapping[str, Value], machine: Machine) -> str | None:
 
 def _contradiction(params: Mapping[str, Value]) -> str | None:
     if int(params["block_bytes"]) % int(params["page_bytes"]):
-        return f"block_bytes = {params['block_bytes']} is no multiple of page_bytes = {params['page_bytes']}"
+        return (
+            f"block_bytes = {params['block_bytes']} is no multiple of "
+            f"page_bytes = {params['page_bytes']}"
+        )
     return None
 
 
@@ -160,7 +163,7 @@ def paged(geometry: KVGeometry) -> dict[str, Value]:
 
 def build(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:
     """Copies of a block and of a large range, gather and scatter; then each NUMA node."""
-    shared = {"memory": kinds(machine), "threads": cores(machine)}
+    shared: dict[str, Iterable[Value]] = {"memory": kinds(machine), "threads": cores(machine)}
     cases = sweep(COPY, block_bytes=sorted({geometry.block_bytes, COPY_BYTES}), **shared)
     cases += sweep(GATHER, **paged(geometry), **shared)
     cases += sweep(SCATTER, **paged(geometry), **shared)

@@ -233,7 +233,7 @@ class _PagedBody(_MemoryBody):
         for number, row in enumerate(rows.tolist()):
             if digest(got[number]) != digest(want[number]):
                 raise CorruptDataError(f"page {row} differs after the {verb}")
-        return len(rows) * got.shape[1]
+        return len(rows) * int(got.shape[1])
 
 
 class GatherPages(_PagedBody):
@@ -247,9 +247,7 @@ class GatherPages(_PagedBody):
         rows = self._rows
         first, last = share_of(len(rows), number, self._threads)
         # mode="clip" lets NumPy write straight into `out`; with "raise" it would buffer.
-        np.take(
-            self._cache, rows[first:last], axis=0, out=self._staging[first:last], mode="clip"
-        )
+        np.take(self._cache, rows[first:last], axis=0, out=self._staging[first:last], mode="clip")
 
     def verify(self) -> int:
         """Each page of the last step equals its source, by checksum."""

@@ -19,9 +19,10 @@ def build_quick(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:
     block_bytes = nvme.whole_sectors(geometry.block_bytes)
     cases = list(hbm.build_quick(geometry, machine))
     cases += sweep(
-        dram.COPY, block_bytes=dram.COPY_BYTES, memory=dram.kinds(machine), threads=(1, all_cores)
-        if all_cores > 1
-        else 1,
+        dram.COPY,
+        block_bytes=dram.COPY_BYTES,
+        memory=dram.kinds(machine),
+        threads=(1, all_cores) if all_cores > 1 else 1,
     )
     for operation in (dram.GATHER, dram.SCATTER):
         cases += sweep(

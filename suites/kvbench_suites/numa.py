@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from kvbench.errors import TierUnavailableError
 
@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
-def bind_memory(node: int | None) -> Iterator[None]:
+def bind_memory(node: int | None) -> Generator[None]:
     """Pages that this thread touches first come from `node`; None changes nothing.
 
     Raises:

@@ -9,10 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvbench.errors import CorruptDataError, TierUnavailableError
 from kvbench.measure.body import Completions, Context, Observed, Watch
@@ -24,6 +23,7 @@ from kvbench.store.posix import BlockFile, Bytes, mapped_buffer, preallocate
 
 WRITE_CHUNK_BYTES = 4 * 2**20
 WRITE_BUFFERS = 8  # distinct contents, so that a block written before is told from one written now
+Block = Any  # uint8 [block_bytes]: a NumPy array in host memory or a torch tensor on the device
 LEAST_PASSES = 2  # blocks per lane, else a lane would read one block again and again
 
 
@@ -83,7 +83,7 @@ class _FileStream(ABC):
         caution = Caution(
             code="no_direct_io",
             message="this filesystem refuses O_DIRECT: bytes went through the page cache",
-            fix="kvbench run … --dir a directory on ext4 or xfs",
+            fix="findmnt -t ext4,xfs -o TARGET,SOURCE,AVAIL  # then --dir TARGET",
         )
         return Observed(path="POSIX, buffered", evidence={"o_direct": False}, cautions=(caution,))
 
@@ -114,11 +114,11 @@ class _FileStream(ABC):
             self._file.expect_random()
         self._file.drop_cache()
 
-    def _buffers(self, count: int) -> list[Bytes]:
+    def _buffers(self, count: int) -> list[Block]:
         if self._on_device:
             return _device_buffers(count, self.operation_bytes)
         area = mapped_buffer(count * self.operation_bytes)
-        return np.split(area, count)
+        return list(np.split(area, count))
 
     @abstractmethod
     def _operate(self, lane: int, n: int) -> None:
@@ -205,9 +205,7 @@ class WriteBlocks(_FileStream):
     def _fill_buffers(self) -> None:
         self._sources = self._buffers(WRITE_BUFFERS)
         self._contents = [np.empty(self.operation_bytes, np.uint8) for _ in self._sources]
-        for number, (source, content) in enumerate(
-            zip(self._sources, self._contents, strict=True)
-        ):
+        for number, (source, content) in enumerate(zip(self._sources, self._contents, strict=True)):
             # Positions past the end of the file: nothing that was ever there.
             past = self._context.plan.data_bytes + self._context.process * WRITE_BUFFERS
             self._pattern.fill(content, (past + number) * self.operation_bytes)
@@ -262,27 +260,26 @@ def _order(context: Context, lanes: int) -> list[list[int]]:
             f"{context.plan.data_bytes} bytes of data are too few for queue depth {lanes} at "
             f"{block_bytes}-byte blocks: use at least --data {LEAST_PASSES * lanes * block_bytes}"
         )
-    sequence: NDArray[np.int64] = np.arange(blocks)
+    sequence = np.arange(blocks, dtype=np.int64)
     if context.word("order") == "random":
         sequence = np.random.default_rng((context.seed, context.process)).permutation(blocks)
     return [sequence[lane::lanes].tolist() for lane in range(lanes)]
 
 
-def _device_buffers(count: int, size_bytes: int) -> list[Bytes]:
+def _device_buffers(count: int, size_bytes: int) -> list[Block]:
     import torch  # noqa: PLC0415  only cases on a GPU pay for it
 
     return [torch.empty(size_bytes, dtype=torch.uint8, device="cuda") for _ in range(count)]
 
 
-def _on_host(block: Bytes) -> Bytes:
-    return block if isinstance(block, np.ndarray) else block.cpu().numpy()
+def _on_host(block: Block) -> Bytes:
+    return cast("Bytes", block if isinstance(block, np.ndarray) else block.cpu().numpy())
 
 
-def _copy_in(target: Bytes, content: Bytes) -> None:
+def _copy_in(target: Block, content: Bytes) -> None:
     if isinstance(target, np.ndarray):
-        np.copyto(target, content)
+        np.copyto(cast("Bytes", target), content)
         return
     import torch  # noqa: PLC0415
 
-    target.copy_(torch.from_numpy(content))
-
+    target.copy_(torch.as_tensor(content))

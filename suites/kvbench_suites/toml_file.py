@@ -32,6 +32,7 @@ MODEL_SIZES: dict[str, Callable[[KVGeometry], int]] = {
     "page": lambda geometry: geometry.page_bytes,
 }
 TOP_KEYS = ("name", "question", "case", "processes", "time_limit", "warmup", "data", "target")
+DAY_S = 86_400.0
 MOST_CASES = 5000  # a sweep beyond this is a mistake in the file, not a plan
 
 
@@ -48,14 +49,11 @@ def load_suite(path: Path, operations: Sequence[Operation]) -> Suite:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     _only(document, TOP_KEYS, f"{path}")
-    tables = document.get("case")
+    tables = cast("list[Any] | None", document.get("case"))
     if not isinstance(tables, list) or not tables:
         raise UsageError(f"{path}: key 'case': expected at least one [[case]] table")
     by_name = {operation.name: operation for operation in operations}
-    entries = [
-        _Entry(path, number, table, by_name)
-        for number, table in enumerate(cast("list[Any]", tables), start=1)
-    ]
+    entries = [_Entry(path, number, table, by_name) for number, table in enumerate(tables, start=1)]
     return Suite(
         name=_text(document, "name", path, default=path.stem),
         question=_text(document, "question", path, default=f"the cases of {path.name}"),
@@ -81,9 +79,8 @@ class _Entry:
             )
         self.operation = operations[name]
         self.time_limit_s = _number(values.pop("time_limit", None), "time_limit", self.where)
-        self.axes = {
-            key: cast("list[Any]", value if isinstance(value, list) else [value])
-            for key, value in values.items()
+        self.axes: dict[str, list[Any]] = {
+            key: value if isinstance(value, list) else [value] for key, value in values.items()
         }
         self._check()
 
@@ -149,7 +146,7 @@ def _plan(document: dict[str, Any], path: Path) -> Plan:
         ("warmup", "warmup_s"),
         ("target", "target_half_width"),
     ):
-        value = _number(document.get(key), key, where)
+        value: Any = _number(document.get(key), key, where)
         if value is not None:
             plan = replace(plan, **{field: value})
     if "data" in document:
@@ -164,8 +161,8 @@ def _plan(document: dict[str, Any], path: Path) -> Plan:
 def _number(value: object, key: str, where: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 86_400:
-        raise UsageError(f"{where}: key {key!r} = {value!r}: expected seconds above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= DAY_S:
+        raise UsageError(f"{where}: key {key!r} = {value!r}: expected a number above 0")
     return float(value)
 
 

@@ -245,7 +245,9 @@ def test_the_same_seed_and_noise_give_the_same_report(tmp_path: Path) -> None:
         only = ("--only", "dram.copy/pageable/256MiB/*")
         assert kvbench(*arguments, *only, cwd=tmp_path).returncode == 0
     a, b = rows(tmp_path / "a.json"), rows(tmp_path / "b.json")
-    assert {k: v["bytes_per_s"] for k, v in a.items()} == {k: v["bytes_per_s"] for k, v in b.items()}
+    assert {k: v["bytes_per_s"] for k, v in a.items()} == {
+        k: v["bytes_per_s"] for k, v in b.items()
+    }
     values = {process["bytes_per_s"] for process in a["dram.copy/pageable/256MiB/t1"]["processes"]}
     assert len(values) == 3, "processes draw their own luck"
 
