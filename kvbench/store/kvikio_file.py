@@ -7,6 +7,7 @@ May import: kvbench.errors, kvbench.store.posix.
 """
 
 import ctypes
+import errno
 import importlib
 from pathlib import Path
 from typing import Any, Self
@@ -104,7 +105,13 @@ class KvikioFile:
         self.close()
 
     def _whole(self, verb: str, call: Any, block: Any, offset_bytes: int) -> int:  # noqa: ANN401
-        done = int(call(block, self._block_bytes, offset_bytes, self._block_bytes).get())
+        try:
+            done = int(call(block, self._block_bytes, offset_bytes, self._block_bytes).get())
+        except RuntimeError as error:  # KvikIO has no other; its text begins with its own source
+            reason = str(error).partition(": ")[2].partition(": ")[2] or str(error)
+            if not reason.endswith("EOF"):
+                raise OSError(errno.EIO, f"KvikIO: {reason}", str(self.path)) from error
+            done = 0  # at the end of the file it does not say how many bytes came before
         if done != self._block_bytes:
             raise ShortTransferError(
                 f"short {verb}: {done} of {self._block_bytes} bytes at offset {offset_bytes} "

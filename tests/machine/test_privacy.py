@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from kvbench.machine.privacy import redact_path
+from kvbench.machine.privacy import redact_argument, redact_path
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,23 @@ def test_a_relative_path_is_shown_in_full(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     assert redact_path(Path("kv")) == redact_path(tmp_path / "kv")
     assert redact_path(Path("kv")).endswith("/kv")
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("run", "run"),
+        ("nvme.read/*", "nvme.read/*"),
+        ("kv/data", "kv/data"),
+        ("/home/anna/kv", "~/kv"),
+        ("--dir=/home/anna/kv", "--dir=~/kv"),
+        ("--dir=kv", "--dir=kv"),
+        ("-o", "-o"),
+    ],
+)
+def test_a_command_line_names_no_person(
+    monkeypatch: pytest.MonkeyPatch, word: str, shown: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+
+    assert redact_argument(word) == shown
