@@ -28,6 +28,8 @@ class TierUnavailableError(KvbenchError):
 class CorruptDataError(KvbenchError):
     """Bytes that arrived are not the bytes that were sent."""
 
+    code = "corrupt_data"  # a row's `reason_code`
+
 
 class InterruptedRunError(KvbenchError):
     """A signal ended the command; the exit status is the shell's, 128 + signal."""

@@ -46,6 +46,8 @@ def parse_rate(text: str) -> float:
         UsageError: the text is not a rate, or it is 0.
     """
     head, slash, tail = text.rpartition("/")
+    if re.search(r"[A-Z]i?b\s*$", head):
+        raise UsageError(f"{text!r} may mean bits: write bytes, for example 7GB/s")
     rate = _amount(head, bare=1000)
     if not slash or tail.strip().lower() != "s" or not rate:
         raise UsageError(f"{text!r} is not a rate above 0: write for example 7GB/s or 900MB/s")
@@ -58,6 +60,14 @@ def format_bytes(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.4g} {unit}"
     return f"{value:.4g} B"
+
+
+def exact_bytes(value: int) -> str:
+    """A size for a name, never rounded: `2MiB`, `1125KiB`, `262148B`."""
+    for factor, unit in _BINARY:
+        if value >= factor and value % factor == 0:
+            return f"{value // factor}{unit}"
+    return f"{value}B"
 
 
 def format_rate(bytes_per_s: float) -> str:

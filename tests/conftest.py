@@ -1,5 +1,6 @@
 """What several folders of tests need: a model, this machine, a quick plan, a drive to measure."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from kvbench.machine import Machine, probe_machine
 from kvbench.measure.result import Row
 from kvbench.measure.runner import CaseFinished, Setting, run_case
 from kvbench.measure.suite import Case, Plan
+
+# cuFile writes its log to the current directory unless told otherwise; workers are told by the run.
+os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)
 
 # Long enough for every rule to act, short enough for a test suite on two cores.
 QUICK = Plan(

@@ -10,6 +10,7 @@ from kvbench.units import (
     GIB,
     KIB,
     MIB,
+    exact_bytes,
     format_bytes,
     format_rate,
     format_time,
@@ -141,6 +142,23 @@ def test_text_that_is_no_rate_is_refused_whole_with_examples(text: str) -> None:
 )
 def test_a_size_is_printed_with_a_binary_prefix(size_bytes: int, text: str) -> None:
     assert format_bytes(size_bytes) == text
+
+
+@given(st.integers(0, 2**60))
+def test_a_size_in_a_name_is_never_rounded_and_has_no_space(size_bytes: int) -> None:
+    text = exact_bytes(size_bytes)
+    assert " " not in text
+    assert parse_bytes(text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0B"), (262148, "262148B"), (1125 * KIB, "1125KiB"), (2 * MIB, "2MiB"), (2**40, "1TiB")],
+)
+def test_a_size_in_a_name_has_the_largest_prefix_that_fits_it_whole(
+    size_bytes: int, text: str
+) -> None:
+    assert exact_bytes(size_bytes) == text
 
 
 @pytest.mark.parametrize(

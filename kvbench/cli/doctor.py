@@ -34,8 +34,8 @@ def doctor(
     command that fixes it. Changes nothing; one block is written to try O_DIRECT and removed.
     """
     import msgspec
-    from rich.console import Console
 
+    from kvbench.cli.report import stdout_console
     from kvbench.machine import probe_machine
     from kvbench.machine.doctor import checklist
 
@@ -45,7 +45,7 @@ def doctor(
         document = msgspec.json.encode({"machine": machine, "checks": checks})
         typer.echo(msgspec.json.format(document).decode())
         return
-    console = Console(highlight=False)
+    console = stdout_console()
     for check in checks:
         _print_check(console, check)
     console.print(_totals(checks), soft_wrap=True)

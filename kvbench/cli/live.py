@@ -3,11 +3,14 @@
 Goes to standard error, so that standard output holds the tables alone.
 """
 
+import contextlib
 import sys
+import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TextColumn
+from rich.table import Column
 
 from kvbench.measure.result import HAS_FIGURE, Row
 from kvbench.measure.runner import CaseFinished, Event, ProcessStarted, Setting
@@ -38,8 +41,9 @@ class PlainLive:
         if not isinstance(event, CaseFinished):
             return
         self._done += 1
-        sys.stderr.write(f"[{self._done}/{self._total}] {row_line(event.row)}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a log that nobody reads any more is no reason to stop
+            sys.stderr.write(f"[{self._done}/{self._total}] {row_line(event.row)}\n")
+            sys.stderr.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -58,23 +62,30 @@ class TerminalLive:
         )
         self._measured = 0
         self._measured_s = 0.0
+        fixed = Column(no_wrap=True, min_width=1)
         self._progress = Progress(
-            TextColumn("{task.completed}/{task.total}"),
-            BarColumn(bar_width=16),
-            TimeElapsedColumn(),
-            TextColumn("left {task.fields[left]}"),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.completed}/{task.total}", table_column=fixed),
+            TextColumn("left ~{task.fields[left]}", table_column=fixed),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=console,
             transient=True,
+            expand=True,
         )
         self._task = self._progress.add_task("", total=len(cases), left="?")
         self._what = ""
+        self._case_began_s = time.monotonic()
 
     def show(self, event: Event) -> None:
         """Rewrite the line."""
         if isinstance(event, ProcessStarted):
-            self._what = f"{event.case.id}  process {event.process + 1}/{event.processes}"
-            self._progress.update(self._task, description=self._what, left=self._time_left())
+            if event.process == 0:
+                self._case_began_s = time.monotonic()
+            self._what = f"{event.process + 1}/{event.processes} {event.case.id}"
+            self._describe(self._what)
         elif isinstance(event, CaseFinished):
             self._left -= 1
             if event.row.processes:
@@ -86,11 +97,9 @@ class TerminalLive:
         elif isinstance(event.message, Estimate):
             now = event.message
             width = f" ±{now.half_width:.1%}" if now.half_width is not None else ""
-            self._progress.update(
-                self._task, description=f"{self._what}  {format_rate(now.bytes_per_s)}{width}"
-            )
+            self._describe(f"{format_rate(now.bytes_per_s)}{width}  {self._what}")
         else:
-            self._progress.update(self._task, description=f"{self._what}  {event.message.name}")
+            self._describe(f"{event.message.name}  {self._what}")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -99,10 +108,14 @@ class TerminalLive:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def _describe(self, text: str) -> None:
+        self._progress.update(self._task, description=text, left=self._time_left())
+
     def _time_left(self) -> str:
         each_s = self._measured_s / self._measured if self._measured else self._nominal_s
-        minutes, seconds = divmod(round(each_s * self._left), 60)
-        return f"≤{minutes}:{seconds:02d}"
+        spent_s = min(time.monotonic() - self._case_began_s, each_s)
+        minutes, seconds = divmod(round(each_s * self._left - spent_s), 60)
+        return f"{minutes}:{seconds:02d}"
 
 
 def row_line(row: Row) -> str:

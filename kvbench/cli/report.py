@@ -51,5 +51,9 @@ def stdout_console() -> "Console":
             # Rich would exit with 1, which is left to crashes; `kvbench.cli.main` does better.
             raise BrokenPipeError
 
-    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    known = sys.stdout.isatty() or _is_width(os.environ.get("COLUMNS", ""))
     return StdoutConsole(width=None if known else PLAIN_WIDTH)
+
+
+def _is_width(text: str) -> bool:
+    return text.isascii() and text.isdigit()

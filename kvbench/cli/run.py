@@ -1,7 +1,9 @@
 """`kvbench run`: measure a suite, show it live, keep a report, print the tables."""
 
 import contextlib
+import math
 import os
+import secrets
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvbench.errors import InterruptedRunError, NothingMeasuredError, UsageError
-from kvbench.units import MIB, parse_bytes, parse_rate
+from kvbench.units import MIB, format_bytes, parse_bytes, parse_rate
 
 if TYPE_CHECKING:
     from kvbench.geometry import KVGeometry
+    from kvbench.machine import Machine
     from kvbench.measure.runner import Setting
     from kvbench.measure.session import Session
     from kvbench.measure.simulated import Profile
     from kvbench.measure.suite import Plan, Suite
 
-TIERS = ("hbm", "dram", "nvme", "peer")
+SEED_BITS = 31
+LIMITED = ("hbm", "link", "dram", "nvme")  # link: GPU to host
 
 
 def run(  # noqa: PLR0913  the options of the command are its interface
@@ -49,7 +53,9 @@ def run(  # noqa: PLR0913  the options of the command are its interface
     ] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(help="What a tier can do at most, such as nvme=7GB/s; repeatable."),
+        typer.Option(
+            help="Data-sheet rate of hbm, link, dram or nvme, such as nvme=7GB/s; repeatable."
+        ),
     ] = None,
     kv_dtype: Annotated[str, typer.Option(help="Type of the cached elements.")] = "bf16",
     block_size: Annotated[int, typer.Option(min=1, help="Tokens in a block.")] = 16,
@@ -57,6 +63,10 @@ def run(  # noqa: PLR0913  the options of the command are its interface
     simulate: Annotated[
         str | None,
         typer.Option(metavar="PROFILE", help="Simulated devices instead of this machine's."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**SEED_BITS - 1, help="Of data and orders; random if not given."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the cases that -o has no row of.")
@@ -69,6 +79,8 @@ def run(  # noqa: PLR0913  the options of the command are its interface
     from kvbench_suites import find_suite
 
     chosen = find_suite(suite)
+    if time_limit is not None and not math.isfinite(time_limit):
+        raise UsageError(f"--time-limit {time_limit}: expected seconds")
     changes: dict[str, Any] = {
         "processes": processes,
         "time_limit_s": time_limit,
@@ -83,8 +95,10 @@ def run(  # noqa: PLR0913  the options of the command are its interface
         directory=directory,
         report_path=out or Path(f"kvbench-{chosen.name}.json"),
         only=tuple(only or ()),
-        profile=load_profile(simulate) if simulate else None,
+        profile=load_profile(simulate) if simulate is not None else None,
         limits=dict(_limit(text) for text in limit or ()),
+        seed=secrets.randbits(SEED_BITS) if seed is None else seed,
+        time_limit_given=time_limit is not None,
         resume=resume,
     )
     measured = _measure(request)
@@ -107,6 +121,8 @@ class Request:
     only: tuple[str, ...]
     profile: "Profile | None"
     limits: dict[str, float]
+    seed: int
+    time_limit_given: bool
     resume: bool
 
 
@@ -114,23 +130,28 @@ def _measure(request: Request) -> int:
     """Measure, keep the report, print the tables; how many rows hold a figure."""
     from kvbench.cli.report import stdout_console
     from kvbench.machine import probe_machine
-    from kvbench.measure.runner import Setting
+    from kvbench.measure.runner import Setting, needs_data
     from kvbench.measure.scratch import Scratch
     from kvbench.measure.session import Session, select
     from kvbench_reports import table
 
     machine = probe_machine(_nearest_existing(request.directory))
     cases = select(request.suite.build(request.geometry, machine), request.only)
+    if request.time_limit_given:  # the command line has the last word
+        cases = [replace(case, time_limit_s=None) for case in cases]
     setting = Setting(
         geometry=request.geometry,
         machine=machine,
         plan=request.plan,
         profile=request.profile,
         limits=request.limits,
+        seed=request.seed,
     )
     _check_writable(request.report_path)
+    data = {case.operation.name for case in cases if needs_data(case, setting)}
     with contextlib.ExitStack() as stack:
-        if request.profile is None and any(case.operation.tier == "nvme" for case in cases):
+        if data:
+            _check_room(request.plan.data_bytes * len(data), machine)
             scratch = stack.enter_context(Scratch(request.directory))
             setting = replace(setting, scratch=scratch.path)
         session = Session(request.suite.name, cases, setting, sys.argv[1:])
@@ -160,24 +181,45 @@ def _watch(session: "Session", setting: "Setting", report_path: Path) -> None:
         ) from None
 
 
+def _check_room(needed_bytes: int, machine: "Machine") -> None:
+    """Data that cannot fit are refused before anything is measured."""
+    free_bytes = machine.storage.free_bytes if machine.storage else None
+    if free_bytes is not None and needed_bytes > free_bytes:
+        raise UsageError(
+            f"the data files need {format_bytes(needed_bytes)} and {format_bytes(free_bytes)} are "
+            "free: use a smaller --data, or name another --dir"
+        )
+
+
 def _nearest_existing(directory: Path) -> Path:
     """The directory, or the one it would be made in."""
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--dir {str(directory)!r} is not UTF-8: name another directory") from None
     return next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
 
 
 def _check_writable(path: Path) -> None:
     """A bad path fails before any measuring; nothing is left behind and nothing overwritten."""
-    if path.is_dir():
-        raise UsageError(f"cannot write the report {path}: Is a directory; name a file with -o")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    from kvbench.measure.result import read_report
+
+    if path.exists():
+        if not path.is_file():
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise UsageError(f"cannot write the report {path}: it is {kind}; name a file with -o")
+        try:
+            read_report(path)
+        except UsageError as error:
+            raise UsageError(f"will not overwrite: {error}; name another file with -o") from None
+    probe = path.with_name(f".{os.getpid()}.kvbench.tmp")
     try:
         probe.touch(exist_ok=False)
+        probe.unlink()
     except OSError as error:
         raise UsageError(
             f"cannot write the report {path}: {error.strerror}; name another with -o"
         ) from None
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _size(text: str | None) -> int | None:
@@ -191,6 +233,9 @@ def _size(text: str | None) -> int | None:
 
 def _limit(text: str) -> tuple[str, float]:
     tier, equals, rate = text.partition("=")
-    if not equals or tier not in TIERS:
-        raise UsageError(f"--limit {text!r}: expected TIER=RATE, such as nvme=7GB/s")
+    if not equals or tier not in LIMITED:
+        raise UsageError(
+            f"--limit {text!r}: expected NAME=RATE, such as nvme=7GB/s; names are "
+            f"{', '.join(LIMITED)}"
+        )
     return tier, parse_rate(rate)

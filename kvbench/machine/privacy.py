@@ -28,9 +28,11 @@ def redact_path(path: Path) -> str:
 def redact_argument(word: str) -> str:
     """A word of a command line, an absolute path in it redacted: `--dir=/home/anna` or bare."""
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    if not value.startswith("/"):
-        return word
-    return f"{option}{equals}{redact_path(Path(value))}"
+    if value.startswith("/"):
+        return f"{option}{equals}{redact_path(Path(value))}"
+    names = _user_names()
+    parts = ["<user>" if part in names else part for part in value.split("/")]
+    return f"{option}{equals}{'/'.join(parts)}" if len(parts) > 1 else word
 
 
 def _user_names() -> frozenset[str]:

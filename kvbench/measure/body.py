@@ -46,7 +46,7 @@ class Context:
 class Observed:
     """The path that bytes took, as far as it can be known, and the evidence for it."""
 
-    path: str
+    path: str | None  # None: it cannot be known, and a caution says why
     evidence: dict[str, Any] = field(default_factory=dict[str, Any])
     cautions: tuple[Caution, ...] = ()
 

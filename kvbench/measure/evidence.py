@@ -1,4 +1,4 @@
-"""Where bytes really came from: page-cache residency and the block device's own counters.
+"""Where bytes really were: the page cache, the block device's own counters, kinds of memory.
 
 A read that the page cache served is not a read of the drive, whatever flags were used. Both
 facts can be had without privilege on Linux; where one cannot, the answer is None, never a guess.
@@ -7,6 +7,7 @@ facts can be had without privilege on Linux; where one cannot, the answer is Non
 import ctypes
 import mmap
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,56 @@ def device_bytes(stat_path: Path | None, direction: str) -> int | None:
         return None
     column = _READ_SECTORS if direction == "read" else _WRITTEN_SECTORS
     return int(columns[column]) * SECTOR_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """What the kernel says of the mappings that an area lies in, as shares of their size."""
+
+    locked_share: float
+    huge_share: float
+
+
+def mapping_of(address: int, size_bytes: int) -> Mapping | None:
+    """How much of [address, address + size) is locked and in transparent huge pages (smaps).
+
+    The kernel joins neighbouring mappings of one kind, so the shares are those of all mappings
+    that the area touches. None where /proc does not show it.
+    """
+    total = locked = huge = 0
+    inside = False
+    try:
+        with Path("/proc/self/smaps").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                head, _, rest = line.partition(" ")
+                if not head.endswith(":"):
+                    first, _, last = head.partition("-")
+                    inside = int(first, 16) < address + size_bytes and int(last, 16) > address
+                elif inside and head in {"Size:", "Locked:", "AnonHugePages:"}:
+                    kib = int(rest.split()[0])
+                    total += kib if head == "Size:" else 0
+                    locked += kib if head == "Locked:" else 0
+                    huge += kib if head == "AnonHugePages:" else 0
+    except OSError:
+        return None
+    return Mapping(locked / total, huge / total) if total else None
+
+
+def node_share(address: int, node: int) -> float | None:
+    """Share of the pages of the mapping at `address` that lie on a NUMA node (numa_maps)."""
+    nearest = ""
+    try:
+        with Path("/proc/self/numa_maps").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if int(line.split(" ", 1)[0], 16) > address:
+                    break
+                nearest = line
+    except OSError:
+        return None
+    pages = {
+        int(word[1:].split("=")[0]): int(word.split("=")[1])
+        for word in nearest.split()
+        if word[0] == "N" and "=" in word
+    }
+    total = sum(pages.values())
+    return pages.get(node, 0) / total if total else None

@@ -5,7 +5,10 @@ string. Fields that this version does not know are kept when a report is read an
 Prints nothing and computes nothing: rows are made in `kvbench.measure.rows`.
 """
 
+import contextlib
 import os
+import re
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
@@ -163,12 +166,12 @@ def decode_report(data: bytes, source: str) -> Report:
     """
     try:
         head = msgspec.json.decode(data, type=_Head)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"{source} is not a kvbench report: {error}") from None
     name, _, major = head.schema.partition("/")
-    if name != SCHEMA_NAME or not major.isdigit():
+    if name != SCHEMA_NAME or not re.fullmatch("[0-9]{1,6}", major):
         raise UsageError(
-            f"{source} is not a kvbench report: schema {head.schema!r}, expected {SCHEMA!r}"
+            f"{source} is not a kvbench report: schema {head.schema[:60]!r}, expected {SCHEMA!r}"
         )
     if int(major) > SCHEMA_MAJOR:
         raise UsageError(
@@ -177,7 +180,7 @@ def decode_report(data: bytes, source: str) -> Report:
         )
     try:
         return msgspec.json.decode(data, type=Report)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"{source} is damaged: {error}") from None
 
 
@@ -204,14 +207,35 @@ def write_report(report: Report, path: Path, raw: dict[str, Any] | None = None) 
     Raises:
         UsageError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = path.resolve()  # of a link, what it points to
+    temporary = target.with_name(f".{os.getpid()}.kvbench.tmp")
     try:
         temporary.write_bytes(encode_report(report, raw))
-        temporary.replace(path)
+        if target.exists():
+            temporary.chmod(target.stat().st_mode)
+        temporary.replace(target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}; name another with -o") from None
-    finally:
+    except BaseException:  # interrupted
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def keep_previous(path: Path) -> None:
+    """Copy a report that is about to be replaced to `NAME.previous.json` beside it.
+
+    Raises:
+        UsageError: there is no room for it, or the directory cannot be written.
+    """
+    target = path.resolve()
+    if not target.exists():
+        return
+    try:
+        shutil.copy2(target, target.with_name(f"{target.stem}.previous{target.suffix}"))
+    except OSError as error:
+        raise UsageError(f"cannot keep the old {path}: {error.strerror}") from None
 
 
 def report_schema() -> dict[str, Any]:

@@ -12,8 +12,23 @@ from kvbench.measure.stats import process_interval
 from kvbench.measure.suite import Case, Limit
 from kvbench.measure.worker import Failure
 
+FIGURES = (
+    "payload_bytes",
+    "traffic_bytes",
+    "device_bytes",
+    "bytes_per_s",
+    "bytes_per_s_low",
+    "bytes_per_s_high",
+    "interval_method",
+    "latency_s",
+    "limit_bytes_per_s",
+    "limit_source",
+    "limit_fraction",
+    "path_observed",
+)
 LIMIT_TOLERANCE = 1.05  # above the speed of light the measurement is wrong until shown otherwise
 RESIDENT_TOLERANCE = 0.01  # share of a file in the page cache before a read that claims to be cold
+OTHERS = 1.2  # a device that moved this many times the payload worked for others too
 DEVICE_TOLERANCE = 0.90  # a device that moved less than this of the payload did not serve it all
 WIDE = 0.10  # half an interval wider than this share of the median earns a caution
 
@@ -30,7 +45,7 @@ def empty_row(case: Case, state: State, code: str, reason: str) -> Row:
         reason=reason,
         definition_hash=case.definition_hash,
         path_requested=case.operation.path(case.params),
-        missing={"bytes_per_s": reason},
+        missing=dict.fromkeys(FIGURES, reason),
     )
 
 
@@ -52,8 +67,11 @@ def make_row(case: Case, done: Sequence[ProcessResult], limit: Limit, *, simulat
     _fill_latency(row)
     _fill_limit(row, limit)
     row.path_observed = done[0].path_observed
+    if row.path_observed is None:
+        row.missing["path_observed"] = "the bytes left no trace that could be read"
     _judge(row)
     _caution(row)
+    _explain_nulls(row)
     return row
 
 
@@ -101,7 +119,7 @@ def _fill_limit(row: Row, limit: Limit) -> None:
 
 
 def _judge(row: Row) -> None:
-    verdict = _above_limit(row) or _cached(row) or _other_path(row)
+    verdict = _above_limit(row) or _cached(row) or _other_path(row) or _unconfirmed(row)
     if verdict is None:
         return
     row.state, row.reason_code, row.reason = verdict
@@ -118,12 +136,16 @@ Verdict = tuple[State, str, str] | None
 
 
 def _above_limit(row: Row) -> Verdict:
-    if row.limit_fraction is None or row.limit_fraction <= LIMIT_TOLERANCE:
+    if row.limit_bytes_per_s is None:
+        return None
+    # Each process by itself: a median would let one impossible process pass.
+    fraction = max(process.bytes_per_s for process in row.processes) / row.limit_bytes_per_s
+    if fraction <= LIMIT_TOLERANCE:
         return None
     return (
         State.INVALID,
         "above_limit",
-        f"measured {row.limit_fraction:.0%} of the limit ({row.limit_source}): "
+        f"measured {fraction:.0%} of the limit ({row.limit_source}): "
         "a cache, a wrong limit or a wrong measurement",
     )
 
@@ -144,11 +166,11 @@ def _cached(row: Row) -> Verdict:
     share = row.device_bytes / row.payload_bytes
     if share >= DEVICE_TOLERANCE:
         return None
-    if row.operation == "read":
-        text = f"the device read only {share:.0%} of the bytes: a cache above it served the rest"
-        return State.INVALID, "device_bytes", text
-    text = f"the device had written only {share:.0%} of the bytes when the clock stopped"
-    return State.DEGRADED, "device_bytes", text
+    verb = "read" if row.operation == "read" else "written"
+    text = f"the device had {verb} only {share:.0%} of the bytes when the clock stopped"
+    if row.operation == "write" and row.path_observed != row.path_requested:
+        return State.DEGRADED, "device_bytes", f"{text}: they were still in the page cache"
+    return State.INVALID, "device_bytes", f"{text}: a cache above it took or served the rest"
 
 
 def _other_path(row: Row) -> Verdict:
@@ -159,6 +181,31 @@ def _other_path(row: Row) -> Verdict:
         "other_path",
         f"asked for {row.path_requested}, the bytes went by {row.path_observed}",
     )
+
+
+def _unconfirmed(row: Row) -> Verdict:
+    """Bytes of a drive that nothing but the row itself vouches for."""
+    if row.tier != "nvme" or row.state is State.SIMULATED:
+        return None
+    if row.device_bytes is None:
+        text = "no device counters here: a cache above the drive may have served these bytes"
+        return State.DEGRADED, "unconfirmed", text
+    after = max((process.resident_after or 0.0 for process in row.processes), default=0.0)
+    if row.operation == "read" and after > RESIDENT_TOLERANCE:
+        text = f"{after:.0%} of the file came into the page cache while it was read past it"
+        return State.DEGRADED, "page_cache_resident", text
+    return None
+
+
+def _explain_nulls(row: Row) -> None:
+    """Every figure that is null has a reason; some have it from the one they depend on."""
+    for field, cause in (
+        ("interval_method", "bytes_per_s_low"),
+        ("limit_source", "limit_bytes_per_s"),
+        ("limit_fraction", "limit_bytes_per_s"),
+    ):
+        if getattr(row, field) is None and cause in row.missing:
+            row.missing.setdefault(field, row.missing[cause])
 
 
 def _caution(row: Row) -> None:
@@ -174,6 +221,14 @@ def _caution(row: Row) -> None:
                 code="no_steady_state",
                 message="the rate was still moving when sampling ended",
                 fix="--time-limit 30",
+            )
+        )
+    if row.device_bytes is not None and row.device_bytes > OTHERS * (row.payload_bytes or 0):
+        row.warnings.append(
+            Caution(
+                code="other_traffic",
+                message="the device moved much more than these bytes: another load, or a RAID",
+                fix="iostat -x 1  # find it, and run again without it",
             )
         )
     low, high, centre = row.bytes_per_s_low, row.bytes_per_s_high, row.bytes_per_s

@@ -31,6 +31,7 @@ from kvbench.measure.worker import Assignment, Estimate, Failure, Message, Phase
 SETUP_GRACE_S = 120.0  # imports and allocation; CUDA start-up on a loaded machine takes tens
 SLOWEST_DRIVE_BYTES_PER_S = 20e6  # a data file written or checked more slowly is stuck
 MEASURE_GRACE_S = 60.0
+KILL_GRACE_S = 10.0
 KEPT_STDERR_LINES = 20
 READ_BYTES = 1 << 16
 
@@ -105,19 +106,32 @@ def run_case(case: Case, setting: Setting) -> Iterator[Event]:
 
 
 def plan_for(case: Case, plan: Plan) -> Plan:
-    """The run's plan with the case's own time limit, where it has a shorter one."""
+    """The run's plan with the case's own time limit, where it has one."""
     if case.time_limit_s is None:
         return plan
-    return replace(plan, time_limit_s=min(plan.time_limit_s, case.time_limit_s))
+    return replace(plan, time_limit_s=case.time_limit_s)
+
+
+def needs_data(case: Case, setting: Setting) -> bool:
+    """Whether the case will write data files: it moves them to or from a drive that can be used."""
+    return (
+        case.operation.tier == "nvme"
+        and setting.profile is None
+        and case.operation.unmet(case.params, setting.machine) is None
+    )
 
 
 def limit_of(case: Case, setting: Setting) -> Limit:
     """What the user says, else what the simulated device is, else what the machine record gives."""
-    tier = case.operation.tier
-    if tier in setting.limits:
-        return setting.limits[tier], f"--limit {tier}"
+    operation = case.operation
+    name = operation.limited_by or operation.tier
+    if name in setting.limits:
+        # A data sheet speaks of traffic; a copy has to move each byte of payload twice.
+        traffic = operation.traffic_per_payload
+        source = f"--limit {name}" + (f" ÷ {traffic:g}: read and written" if traffic > 1 else "")
+        return setting.limits[name] / traffic, source
     if setting.profile is not None:
-        device = setting.profile.devices[tier]
+        device = setting.profile.devices[operation.tier]
         return device.limit_bytes_per_s or device.bandwidth_bytes_per_s, "simulated device"
     return case.operation.limit(case.params, setting.machine)
 
@@ -168,6 +182,12 @@ def _assignment(
     )
 
 
+def _environment(scratch: str | None) -> dict[str, str]:
+    """CuFile writes its log to the current directory unless it is told another place."""
+    log = str(Path(scratch) / "cufile.log") if scratch else os.devnull
+    return {"CUFILE_LOGFILE_PATH": log, **os.environ}
+
+
 class _Worker:
     """One worker process: started, listened to, and ended whatever happens."""
 
@@ -181,6 +201,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C goes to the run, which then decides
+            env=_environment(self._assignment.scratch),
         )
         self._stderr: deque[str] = deque(maxlen=KEPT_STDERR_LINES)
         self._drain = threading.Thread(target=self._read_stderr, daemon=True)
@@ -194,7 +215,9 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        # A process stuck in a driver does not even die; the run goes on without it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_GRACE_S)
         self._drain.join(timeout=1.0)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
@@ -242,11 +265,14 @@ class _Worker:
                 yield from lines
 
     def _death(self, phase: str) -> Failure:
-        code = self._process.wait(timeout=10)
+        try:
+            code = self._process.wait(KILL_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return Failure("failed", "stuck", f"worker closed its output in “{phase}” and lives on")
         self._drain.join(timeout=1.0)
         if code < 0:
             name = signal.Signals(-code).name
-            hint = ": out of memory?" if name == "SIGKILL" else ""
+            hint = ", by a user or for want of memory (dmesg tells)" if name == "SIGKILL" else ""
             return Failure("failed", "worker_killed", f"worker ended by {name} in “{phase}”{hint}")
         said = next((line for line in reversed(self._stderr) if line.strip()), "nothing on stderr")
         return Failure("failed", "worker_crashed", f"worker exited {code} in “{phase}”: {said}")

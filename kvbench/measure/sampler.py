@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 Int64s = NDArray[np.int64]
 
 POLL_S = 0.05
+LEAST_RECHECK_S = 0.25
 WINDOW_S = 0.02  # a stream's samples are about this long: long against a thread switch
 LEAST_WARMUPS = 2
 RECHECK_GROWTH = 1.25  # the stopping rule sorts all samples, so it looks at 12, 15, 18, 22, ...
@@ -140,18 +141,20 @@ def _sample_stream(body: StreamBody, clock: Clock, plan: Plan, on_estimate: OnEs
     latencies: list[Int64s] = []
     body.start()
     began_s = clock.now_s()
+    next_check_s = plan.warmup_s + min(plan.min_time_s, plan.time_limit_s)
     stopped_by = ""
     try:
         while not stopped_by:
             done = body.poll(POLL_S)
             ends.append(done.end_ns)
             latencies.append(done.latency_ns)
-            sampled_s = clock.now_s() - began_s - plan.warmup_s
-            if sampled_s <= 0:
-                continue
+            passed_s = clock.now_s() - began_s
+            if passed_s < next_check_s:
+                continue  # sorting all completions takes the GIL from the lanes: seldom
+            next_check_s = max(passed_s * RECHECK_GROWTH, passed_s + LEAST_RECHECK_S)
+            next_check_s = min(next_check_s, plan.warmup_s + plan.time_limit_s)
             windows = _windows(np.concatenate(ends), body.operation_bytes, plan.warmup_s)
-            if len(windows.rates) >= plan.min_samples or sampled_s >= plan.time_limit_s:
-                stopped_by = _stop(windows.rates, plan, sampled_s, on_estimate)
+            stopped_by = _stop(windows.rates, plan, passed_s - plan.warmup_s, on_estimate)
     finally:
         body.stop()
     in_flight = body.poll(0)  # what completed while it stopped: moved, but outside the timing

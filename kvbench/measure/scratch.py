@@ -17,6 +17,7 @@ from kvbench.errors import UsageError
 
 PREFIX = ".kvbench-"
 LOCK = "lock"
+SIGNATURE = b"kvbench scratch data: removed when its run is over\n"
 
 
 class Scratch:
@@ -75,14 +76,15 @@ def _alone_in(directory: Path) -> Generator[None]:
 def _lock(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.pwrite(fd, SIGNATURE, 0)
     return fd
 
 
 def _remove_stale(parent: Path) -> None:
     for path in parent.glob(f"{PREFIX}*"):
-        if not (path / LOCK).is_file():
-            continue  # not made by a run
         try:
+            if (path / LOCK).read_bytes() != SIGNATURE:
+                continue  # not made by a run
             fd = _lock(path / LOCK)
         except OSError:
             continue  # its run lives, or it is not ours to touch

@@ -9,7 +9,7 @@ import json
 import shlex
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from kvbench.measure.result import (
     Report,
     State,
     decode_report,
+    keep_previous,
     read_bytes,
     write_report,
 )
@@ -49,7 +50,7 @@ class Session:
             command=[redact_argument(word) for word in command],
             started_at=_now(),
             simulated=setting.profile.name if setting.profile else None,
-            plan=asdict(setting.plan) | {"seed": setting.seed},
+            plan=asdict(setting.plan) | {"seed": setting.seed} | _limits(setting),
             machine=setting.machine,
             model=setting.geometry,
             rows=[],
@@ -58,8 +59,10 @@ class Session:
     def resume(self, path: Path) -> int:
         """Take over the rows of an interrupted run; how many there are.
 
+        The seed is taken over too. Rows of cases that are not asked for now are kept.
+
         Raises:
-            UsageError: the report is of another suite, model, machine or version.
+            UsageError: the report is of another suite, model, machine, plan or version.
         """
         data = read_bytes(path)
         old = decode_report(data, str(path))
@@ -70,7 +73,7 @@ class Session:
             ("machine", old.machine.fingerprint, new.machine.fingerprint),
             ("kvbench version", old.kvbench_version, new.kvbench_version),
             ("simulated profile", old.simulated, new.simulated),
-            ("plan", old.plan, new.plan),
+            ("plan", old.plan | {"seed": 0}, new.plan | {"seed": 0}),
         ):
             if before != now:
                 raise UsageError(
@@ -82,8 +85,10 @@ class Session:
             row
             for row in old.rows
             # A case that failed is tried again; so is one whose definition has changed.
-            if row.state is not State.FAILED and definitions.get(row.id) == row.definition_hash
+            if row.id not in definitions
+            or (row.state is not State.FAILED and definitions[row.id] == row.definition_hash)
         ]
+        self._setting = replace(self._setting, seed=int(old.plan["seed"]))
         raw: dict[str, Any] = json.loads(data)
         # Rows may have been dropped, so unknown fields are kept by id rather than by position.
         by_id = {row.get("id"): row for row in raw.get("rows", [])}
@@ -93,7 +98,11 @@ class Session:
         return len(old.rows)
 
     def run(self, path: Path) -> Iterator[Event]:
-        """Measure what is missing, writing the report after each case."""
+        """Measure what is missing, writing the report after each case.
+
+        A finished report that stands at `path` is kept beside it, as `NAME.previous.json`, once
+        there is a row to take its place.
+        """
         have = {row.id for row in self.report.rows}
         for case in self.cases:
             if case.id in have:
@@ -102,6 +111,8 @@ class Session:
                 if isinstance(event, CaseFinished):
                     event.row.warnings = [self._with_command(each) for each in event.row.warnings]
                     self.report.rows.append(event.row)
+                    if self._raw is None and len(self.report.rows) == 1:
+                        keep_previous(path)
                     self.write(path)
                 yield event
         self.report.finished_at = _now()
@@ -115,8 +126,17 @@ class Session:
         """A fix that only says which option to add becomes a command that can be pasted."""
         if caution.fix is None or not caution.fix.startswith("--"):
             return caution
+        option = caution.fix.partition(" ")[0]
+        words: list[str] = []
+        for word in self.report.command:
+            if word == "--resume" or word.startswith(f"{option}="):
+                continue  # a run with another plan is a new one, and an option is given once
+            if words and words[-1] == option:
+                words.pop()
+                continue
+            words.append(word)
         # shlex would quote the ~ of a redacted home, and then it names no home any more.
-        command = shlex.join(self.report.command).replace("'~/", "~/'").replace("/''", "/")
+        command = shlex.join(words).replace("'~/", "~/'").replace("/''", "/")
         return msgspec.structs.replace(caution, fix=f"kvbench {command} {caution.fix}")
 
     @property
@@ -136,6 +156,10 @@ def select(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
             ids = ", ".join(case.id for case in cases[:3])
             raise UsageError(f"--only {glob!r} matches no case; there are {len(cases)}: {ids}, …")
     return [case for case in cases if not only or any(fnmatchcase(case.id, glob) for glob in only)]
+
+
+def _limits(setting: Setting) -> dict[str, float]:
+    return {f"limit_{name}_bytes_per_s": rate for name, rate in setting.limits.items()}
 
 
 def _check_unique(cases: Sequence[Case]) -> None:

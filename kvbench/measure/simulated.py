@@ -37,7 +37,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limit_bytes_per_s: float | None = None  # what the row's limit column says; None: bandwidth
 
     def __post_init__(self) -> None:
-        if not (self.bandwidth_bytes_per_s > 0 and self.latency_s >= 0):
+        if not (math.inf > self.bandwidth_bytes_per_s > 0 and math.inf > self.latency_s >= 0):
             raise ValueError("bandwidth_bytes_per_s must be above 0 and latency_s at least 0")
         if not (0 <= self.autocorrelation < 1 and self.process_sd >= 0 and self.sample_sd >= 0):
             raise ValueError("autocorrelation must be in [0, 1) and each sd at least 0")
@@ -68,6 +68,8 @@ def load_profile(name: str) -> Profile:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot read profile {name}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise UsageError(f"profile {name} is not TOML: {error}") from None
     else:
         known = sorted(entry.name.removesuffix(".toml") for entry in shipped.iterdir())
         if name not in known:

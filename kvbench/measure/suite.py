@@ -6,6 +6,7 @@ cases. Built-in suites and users' TOML files go through the same `Operation.case
 parameter reads the same from both.
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,16 +55,18 @@ class Parameter:
             return raw
         if self.kind is Kind.CHOICE and raw in self.choices:
             return str(raw)
+        number = raw
         if self.kind is Kind.BYTES and isinstance(raw, str):
-            raw = parse_bytes(raw)
+            with contextlib.suppress(UsageError):  # the error below also names the parameter
+                number = parse_bytes(raw)
         if (
             self.kind in {Kind.BYTES, Kind.COUNT}
-            and isinstance(raw, int)
-            and not isinstance(raw, bool)
-            and self.least <= raw <= self.most
-            and raw % self.multiple_of == 0
+            and isinstance(number, int)
+            and not isinstance(number, bool)
+            and self.least <= number <= self.most
+            and number % self.multiple_of == 0
         ):
-            return raw
+            return number
         raise UsageError(f"{self.name} = {raw!r}: expected {self.expected}")
 
     @property
@@ -111,6 +114,7 @@ class Operation:
     contradiction: Callable[[Mapping[str, Value]], str | None] = lambda _params: None
     unmet: Callable[[Mapping[str, Value], Machine], str | None] = lambda _params, _machine: None
     limit: Callable[[Mapping[str, Value], Machine], Limit] = no_limit
+    limited_by: str = ""  # what a user's `--limit` names; the tier where this is empty
     stream: bool = False  # a StreamBody: operations in flight until stopped
     traffic_per_payload: float = 1.0  # a copy reads and writes: 2.0
 
@@ -190,6 +194,11 @@ class Suite:
     question: str
     build: Callable[[KVGeometry, Machine], Sequence[Case]]
     plan: Plan = field(default_factory=Plan)
+
+
+def unique(cases: Sequence[Case]) -> list[Case]:
+    """Each case once, in order: a model's block may be one of the standard sizes."""
+    return list({case.id: case for case in cases}.values())
 
 
 def sweep(operation: Operation, **axes: Value | Iterable[Value]) -> list[Case]:

@@ -107,8 +107,7 @@ def run(assignment: Assignment, send: Send) -> Result | Failure:  # noqa: PLR091
     except TierUnavailableError as error:
         return Failure("skipped", "unavailable", str(error))
     except CorruptDataError as error:
-        code = "short_transfer" if type(error).__name__.startswith("Short") else "corrupt_data"
-        return Failure("invalid", code, str(error))
+        return Failure("invalid", error.code, str(error))
     except KvbenchError as error:
         return Failure("failed", "refused", str(error))
     except LaneStuckError as error:

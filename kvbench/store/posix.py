@@ -29,6 +29,8 @@ _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 class ShortTransferError(CorruptDataError):
     """The kernel moved fewer bytes than it was asked to."""
 
+    code = "short_transfer"
+
 
 def mapped_buffer(size_bytes: int, *, huge_pages: bool = False, lock: bool = False) -> Bytes:
     """Anonymous memory as uint8 [size_bytes], page-aligned, not yet touched unless locked.

@@ -136,9 +136,10 @@ def _drive(storage: Storage | None) -> list[str]:
 
 def _instant(text: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(text)
+        instant = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return instant if instant.tzinfo is not None else None
 
 
 def _duration(elapsed_s: float) -> str:

@@ -13,6 +13,7 @@ from kvbench.units import GIB, KIB, MIB
 
 NONE = "\N{EN DASH}"  # a figure that is missing; never 0
 _DEFAULT_DIGITS, _LEAST_DIGITS, _MOST_DIGITS = 3, 2, 4
+_NOTHING = 1e-30  # below, there is no unit, and rounding would overflow
 _SMALLEST_SHARE = 0.001  # one tenth of a percent, the last digit that `percent` prints
 _WHOLE_FROM = 0.0995  # 9.95 % would round to 10.0
 _TIMES = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
@@ -29,7 +30,7 @@ def clean(text: str) -> str:
 
 def number(value: float, digits: int = _DEFAULT_DIGITS) -> str:
     """Plain decimals to so many significant digits, thousands separated: `1.02`, `42,100`."""
-    if value == 0:
+    if abs(value) < _NOTHING:
         return "0"
     rounded = round(value, digits - 1 - _exponent(value))
     # Asked again after rounding: 9.996 to three digits is 10.0, not 10.00.

@@ -18,7 +18,8 @@ from kvbench.measure.suite import (
     Value,
     sweep,
 )
-from kvbench.units import MIB, format_bytes
+from kvbench.units import MIB, exact_bytes, format_bytes
+from kvbench_suites.paged import PAGES, paged, partial_page
 
 COPY_BYTES = 256 * MIB  # far beyond any cache
 ANY_NODE = -1
@@ -52,16 +53,12 @@ _COMMON = (
         default=ANY_NODE,
     ),
 )
-_PAGED = (
-    Parameter(name="page_bytes", kind=Kind.BYTES, meaning="bytes of one piece of a block"),
-    Parameter(name="block_bytes", kind=Kind.BYTES, meaning="bytes of a block, whole pages"),
-)
 
 
 def _label(params: Mapping[str, Value]) -> str:
-    parts = [str(params["memory"]), format_bytes(int(params["block_bytes"])).replace(" ", "")]
+    parts = [str(params["memory"]), exact_bytes(int(params["block_bytes"]))]
     if "page_bytes" in params:
-        parts.append("page" + format_bytes(int(params["page_bytes"])).replace(" ", ""))
+        parts.append("page" + exact_bytes(int(params["page_bytes"])))
     parts.append(f"t{params['threads']}")
     if params["cpu_node"] != ANY_NODE or params["memory_node"] != ANY_NODE:
         parts.append(f"cpu{params['cpu_node']}-mem{params['memory_node']}")
@@ -75,6 +72,14 @@ def _path(params: Mapping[str, Value]) -> str:
 def _unmet(params: Mapping[str, Value], machine: Machine) -> str | None:
     if params["memory"] == "pinned" and not machine.has_gpu:
         return f"memory is pinned by CUDA, and there is no CUDA device: {machine.gpu_reason}"
+    locked_bytes = machine.memory.locked_limit_bytes
+    if params["memory"] == "locked" and locked_bytes is not None:
+        needed_bytes = 2 * int(params["block_bytes"])
+        if needed_bytes > locked_bytes:
+            return (
+                f"at least {format_bytes(needed_bytes)} are to be locked and "
+                f"{format_bytes(locked_bytes)} are allowed: `ulimit -l unlimited` as root"
+            )
     cores = machine.cpu.affinity_cores
     if cores is not None and int(params["threads"]) > cores:
         return f"{params['threads']} threads need as many cores and this process may use {cores}"
@@ -82,15 +87,6 @@ def _unmet(params: Mapping[str, Value], machine: Machine) -> str | None:
     for name in ("cpu_node", "memory_node"):
         if params[name] != ANY_NODE and params[name] not in nodes:
             return f"there is no NUMA node {params[name]}"
-    return None
-
-
-def _contradiction(params: Mapping[str, Value]) -> str | None:
-    if int(params["block_bytes"]) % int(params["page_bytes"]):
-        return (
-            f"block_bytes = {params['block_bytes']} is no multiple of "
-            f"page_bytes = {params['page_bytes']}"
-        )
     return None
 
 
@@ -120,8 +116,8 @@ GATHER = Operation(
     name="dram.gather",
     meaning="gather the pages of scattered blocks into a staging buffer",
     body="kvbench_suites.dram_bodies:GatherPages",
-    parameters=(*_PAGED, *_COMMON),
-    contradiction=_contradiction,
+    parameters=(*PAGES, *_COMMON),
+    contradiction=partial_page,
     label=_label,
     path=_path,
     unmet=_unmet,
@@ -132,8 +128,8 @@ SCATTER = Operation(
     name="dram.scatter",
     meaning="scatter a staging buffer into the pages of scattered blocks",
     body="kvbench_suites.dram_bodies:ScatterPages",
-    parameters=(*_PAGED, *_COMMON),
-    contradiction=_contradiction,
+    parameters=(*PAGES, *_COMMON),
+    contradiction=partial_page,
     label=_label,
     path=_path,
     unmet=_unmet,
@@ -150,15 +146,6 @@ def kinds(machine: Machine) -> tuple[str, ...]:
 def cores(machine: Machine) -> tuple[int, ...]:
     """One core and all cores."""
     return tuple(sorted({1, machine.cpu.affinity_cores or 1}))
-
-
-def paged(geometry: KVGeometry) -> dict[str, Value]:
-    """The page parameters of a model."""
-    pages = geometry.pages[0]  # the commonest piece; a block of several kinds is mostly this one
-    return {
-        "page_bytes": pages.bytes,
-        "block_bytes": pages.bytes * pages.count,
-    }
 
 
 def build(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:

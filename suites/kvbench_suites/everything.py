@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
-from kvbench.measure.suite import Case, Plan, Suite, sweep
+from kvbench.measure.suite import Case, Plan, Suite, sweep, unique
 from kvbench.units import GIB, MIB
 from kvbench_suites import dram, hbm, nvme
+from kvbench_suites.paged import paged
 
 
 def build_quick(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:
@@ -26,7 +27,7 @@ def build_quick(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:
     )
     for operation in (dram.GATHER, dram.SCATTER):
         cases += sweep(
-            operation, **dram.paged(geometry), memory=dram.kinds(machine)[-1], threads=all_cores
+            operation, **paged(geometry), memory=dram.kinds(machine)[-1], threads=all_cores
         )
     for engine in nvme.engines(machine):
         cases += sweep(nvme.READ, block_bytes=block_bytes, queue_depth=(1, 16), **engine)
@@ -44,7 +45,7 @@ def build_ci(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:
     cases += sweep(
         dram.COPY, block_bytes=dram.COPY_BYTES, memory=dram.kinds(machine), threads=all_cores
     )
-    cases += sweep(dram.GATHER, **dram.paged(geometry), threads=all_cores)
+    cases += sweep(dram.GATHER, **paged(geometry), threads=all_cores)
     for engine in nvme.engines(machine):
         cases += sweep(nvme.READ, block_bytes=block_bytes, queue_depth=16, **engine)
     cases += sweep(nvme.WRITE, block_bytes=block_bytes, queue_depth=16)
@@ -55,11 +56,6 @@ def build_full(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:
     """Every suite, one after another."""
     parts = (hbm.SUITE, dram.SUITE, nvme.SUITE)
     return unique([case for suite in parts for case in suite.build(geometry, machine)])
-
-
-def unique(cases: Sequence[Case]) -> list[Case]:
-    """Each case once, in order: a model's block may be one of the standard sizes."""
-    return list({case.id: case for case in cases}.values())
 
 
 QUICK = Suite(

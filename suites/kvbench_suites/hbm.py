@@ -20,7 +20,8 @@ from kvbench.measure.suite import (
     Value,
     sweep,
 )
-from kvbench.units import MIB, format_bytes
+from kvbench.units import MIB, exact_bytes, format_bytes
+from kvbench_suites.paged import PAGES, paged, partial_page
 
 PEAK_BYTES = 256 * MIB  # beyond any L2, and long enough that a launch does not count
 KERNEL_UNIT_BYTES = 16  # the kernels' widest access; they move whole ones
@@ -39,7 +40,7 @@ def transfer_path(direction: str, memory: str) -> str:
 
 
 def _size(params: Mapping[str, Value], name: str) -> str:
-    return format_bytes(int(params[name])).replace(" ", "")
+    return exact_bytes(int(params[name]))
 
 
 def _copy_label(params: Mapping[str, Value]) -> str:
@@ -54,13 +55,6 @@ def _pages_label(params: Mapping[str, Value]) -> str:
 def _transfer_label(params: Mapping[str, Value]) -> str:
     route = f"{params['direction']}/{params['memory']}"
     return f"{route}/{_size(params, 'block_bytes')}/x{params['batch']}"
-
-
-def _partial_page(params: Mapping[str, Value]) -> str | None:
-    page_bytes, block_bytes = int(params["page_bytes"]), int(params["block_bytes"])
-    if block_bytes % page_bytes:
-        return f"block_bytes = {block_bytes} is no multiple of page_bytes = {page_bytes}"
-    return None
 
 
 def _gpu(machine: Machine) -> Gpu | None:
@@ -125,8 +119,7 @@ def link_limit(_params: Mapping[str, Value], machine: Machine) -> Limit:
 
 
 _PAGED = (
-    Parameter(name="page_bytes", kind=Kind.BYTES, meaning="bytes of one piece of a block"),
-    Parameter(name="block_bytes", kind=Kind.BYTES, meaning="bytes of a block, whole pages"),
+    *PAGES,
     Parameter(
         name="batch", kind=Kind.COUNT, meaning="blocks moved by one launch of the kernel", default=1
     ),
@@ -158,7 +151,7 @@ GATHER = Operation(
     parameters=_PAGED,
     label=_pages_label,
     path=lambda _params: ENGINE_PATHS["triton"],
-    contradiction=_partial_page,
+    contradiction=partial_page,
     unmet=_unmet_pages,
     limit=hbm_limit,
     traffic_per_payload=2.0,
@@ -170,7 +163,7 @@ SCATTER = Operation(
     parameters=_PAGED,
     label=_pages_label,
     path=lambda _params: ENGINE_PATHS["triton"],
-    contradiction=_partial_page,
+    contradiction=partial_page,
     unmet=_unmet_pages,
     limit=hbm_limit,
     traffic_per_payload=2.0,
@@ -202,13 +195,8 @@ TRANSFER = Operation(
     path=lambda params: transfer_path(str(params["direction"]), str(params["memory"])),
     unmet=_unmet_transfer,
     limit=link_limit,
+    limited_by="link",
 )
-
-
-def paged(geometry: KVGeometry) -> dict[str, Value]:
-    """The page parameters of a model; a block of several kinds of page is mostly the first."""
-    pages = geometry.pages[0]
-    return {"page_bytes": pages.bytes, "block_bytes": pages.bytes * pages.count}
 
 
 def build(geometry: KVGeometry, _machine: Machine) -> Sequence[Case]:

@@ -28,6 +28,8 @@ def bind_memory(node: int | None) -> Generator[None]:
     if node is None:
         yield
         return
+    if not 0 <= node < MOST_NODES:
+        raise TierUnavailableError(f"there is no NUMA node {node}")
     mask = (ctypes.c_ulong * (MOST_NODES // 64))()
     mask[node // 64] |= 1 << (node % 64)
     _set_mempolicy(MPOL_BIND, mask)

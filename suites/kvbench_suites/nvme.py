@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
+from kvbench.measure.pattern import SECTOR_BYTES
 from kvbench.measure.suite import (
     Case,
     Kind,
@@ -18,10 +19,9 @@ from kvbench.measure.suite import (
     Value,
     sweep,
 )
-from kvbench.units import KIB, MIB, format_bytes
+from kvbench.units import KIB, MIB, exact_bytes
 
 QUEUE_DEPTHS = (1, 4, 16, 32)
-SECTOR_BYTES = 4096
 
 _COMMON = (
     Parameter(
@@ -59,7 +59,7 @@ _COMMON = (
 def _label(params: Mapping[str, Value]) -> str:
     parts = [
         str(params["engine"]) + ("-device" if params["memory"] == "device" else ""),
-        format_bytes(int(params["block_bytes"])).replace(" ", ""),
+        exact_bytes(int(params["block_bytes"])),
         f"qd{params['queue_depth']}",
         str(params["order"]),
     ]
@@ -72,7 +72,7 @@ def _path(params: Mapping[str, Value]) -> str:
     if params["engine"] == "posix":
         return "POSIX, O_DIRECT"
     if params["memory"] == "device":
-        return "GDS (nvidia-fs)"
+        return "GDS"
     return "kvikio POSIX, host memory, O_DIRECT"
 
 
@@ -82,6 +82,8 @@ def _unmet(params: Mapping[str, Value], machine: Machine) -> str | None:
         return "no directory to measure: name one with --dir"
     if storage.device_kind == "memory":
         return f"{storage.filesystem} is memory, not a drive: name a directory on one with --dir"
+    if storage.writable is False:
+        return f"{storage.directory} cannot be written: name another directory with --dir"
     if params["memory"] == "device" and not machine.has_gpu:
         return f"no CUDA device: {machine.gpu_reason}"
     if params["engine"] == "kvikio" and not machine.kvikio.usable:

@@ -1,10 +1,17 @@
 """Reading and writing blocks of a file at a queue depth: the work behind the `nvme` cases.
 
 Every lane owns every n-th block of the (shuffled) file, so no two operations in flight ever touch
-the same block, and a pass covers the whole file before a block comes again. Only the worker
-process imports this.
+the same block, and a lane comes back to a block only after all its others.
+
+Data are checked twice. Each block that arrives in host memory is recognised at once by the stamps
+of its first and last sector, which costs a fraction of a microsecond; afterwards, outside the
+clock, every block that was touched is moved once more by the same engine and compared by XXH3-64.
+What is written differs between cases, processes and passes, so a write that did not happen is seen.
+
+Only the worker process imports this.
 """
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +22,22 @@ import numpy as np
 
 from kvbench.errors import CorruptDataError, TierUnavailableError
 from kvbench.measure.body import Completions, Context, Observed, Watch
-from kvbench.measure.pattern import Pattern, digest
+from kvbench.measure.pattern import SECTOR_BYTES, Pattern, digest
 from kvbench.measure.result import Caution
 from kvbench.measure.stream import Lanes
 from kvbench.store.kvikio_file import KvikioFile
 from kvbench.store.posix import BlockFile, Bytes, mapped_buffer, preallocate
 
 WRITE_CHUNK_BYTES = 4 * 2**20
-WRITE_BUFFERS = 8  # distinct contents, so that a block written before is told from one written now
+WRITE_BUFFERS = 8  # contents; a block gets another one in the next pass over the file
+LEAST_BLOCKS = 2  # of each lane, else it would move one block again and again
+WORD_BYTES = 8
 Block = Any  # uint8 [block_bytes]: a NumPy array in host memory or a torch tensor on the device
-LEAST_PASSES = 2  # blocks per lane, else a lane would read one block again and again
+PATH_UNKNOWN = Caution(
+    code="path_unknown",
+    message="cuFile moved the bytes; whether by GDS or by bounce buffers of its own cannot be seen",
+    fix="echo 1 | sudo tee /sys/module/nvidia_fs/parameters/rw_stats_enabled",
+)
 
 
 class _FileStream(ABC):
@@ -48,8 +61,10 @@ class _FileStream(ABC):
         self._pattern = Pattern(context.seed)
         self._path = context.scratch / f"{self.direction}.dat"
         ensure_file(self._path, context.plan.data_bytes, self._pattern)
+        with BlockFile(self._path) as file:
+            file.drop_cache()
+        self._fill_buffers()  # first: cuFile registers a file with the CUDA context that is there
         self._open(context)
-        self._fill_buffers()
 
     operation_bytes = 0
 
@@ -75,9 +90,14 @@ class _FileStream(ABC):
     def observed(self) -> Observed:
         """The path as the kernel and KvikIO tell it."""
         if isinstance(self._file, KvikioFile):
-            path, evidence = self._file.observed(device_memory=self._on_device)
-            return Observed(path=path, evidence=evidence)
+            path, evidence = self._file.observed(sum(self._running.counts()))
+            cautions = () if path else (PATH_UNKNOWN,)
+            return Observed(path=path, evidence=evidence, cautions=cautions)
         direct = isinstance(self._file, BlockFile) and self._file.direct
+        storage = self._context.machine.storage
+        if direct and storage is not None and storage.device_kind == "loop":
+            # Direct to the loop device; what is below it may be a file in the page cache.
+            return Observed(path="POSIX, O_DIRECT to a loop device", evidence={"o_direct": True})
         if direct:
             return Observed(path="POSIX, O_DIRECT", evidence={"o_direct": True})
         caution = Caution(
@@ -99,6 +119,12 @@ class _FileStream(ABC):
         return self._lanes
 
     @property
+    def _opened(self) -> BlockFile | KvikioFile:
+        if self._file is None:
+            raise AssertionError("the file was not opened")
+        return self._file
+
+    @property
     def _on_device(self) -> bool:
         return self._context.word("memory") == "device"
 
@@ -106,13 +132,16 @@ class _FileStream(ABC):
         write = self.direction == "write"
         if context.word("engine") == "kvikio":
             self._file = KvikioFile(
-                self._path, write=write, queue_depth=self._depth, block_bytes=self.operation_bytes
+                self._path,
+                write=write,
+                device=self._on_device,
+                queue_depth=self._depth,
+                block_bytes=self.operation_bytes,
             )
             return
         self._file = BlockFile(self._path, write=write)
         if not self._file.direct:
             self._file.expect_random()
-        self._file.drop_cache()
 
     def _buffers(self, count: int) -> list[Block]:
         if self._on_device:
@@ -136,25 +165,32 @@ class _FileStream(ABC):
             for block in blocks[: min(count, len(blocks))]
         ]
 
-    def _check(self, blocks: list[int], expected: Callable[[int, Bytes], None]) -> int:
-        """Read blocks again, past the page cache where possible, and compare their checksums."""
+    def _check(
+        self,
+        file: BlockFile | KvikioFile,
+        slots: list[Block],
+        expected: Callable[[int, Bytes], None],
+    ) -> int:
+        """Read every block that was touched into the slots, compare checksums; bytes checked."""
+        blocks = self._touched()
 
         def check(lane: int) -> int:
             want = np.empty(self.operation_bytes, dtype=np.uint8)
-            got = mapped_buffer(self.operation_bytes)
-            with BlockFile(self._path) as file:
-                for block in blocks[lane :: self._depth]:
-                    file.read(got, block * self.operation_bytes)
-                    expected(block, want)
-                    if digest(got) != digest(want):
-                        raise CorruptDataError(
-                            f"block {block} ({self.operation_bytes} bytes) of {self._path.name} "
-                            "does not hold what was written: its XXH3-64 differs"
-                        )
+            for block in blocks[lane :: self._depth]:
+                file.read(slots[lane], block * self.operation_bytes)
+                expected(block, want)
+                if digest(_on_host(slots[lane])) != digest(want):
+                    raise CorruptDataError(
+                        f"block {block} ({self.operation_bytes} bytes) of {self._path.name} "
+                        "does not hold what was written: its XXH3-64 differs"
+                    )
             return len(blocks[lane :: self._depth]) * self.operation_bytes
 
         with ThreadPoolExecutor(self._depth) as pool:
-            return sum(pool.map(check, range(self._depth)))
+            checked = sum(pool.map(check, range(self._depth)))
+        with BlockFile(self._path) as each:
+            each.drop_cache()  # where it could not be bypassed, the next process would find it warm
+        return checked
 
 
 class ReadBlocks(_FileStream):
@@ -163,25 +199,26 @@ class ReadBlocks(_FileStream):
     direction: ClassVar[str] = "read"
 
     def verify(self) -> int:
-        """The bytes the lanes read last, as they arrived; then every block that was touched."""
-        for lane, count in enumerate(self._running.counts()):
-            if count == 0:
-                continue
-            block = self._order[lane][(count - 1) % len(self._order[lane])]
-            want = np.empty(self.operation_bytes, dtype=np.uint8)
-            self._expected(block, want)
-            if digest(_on_host(self._slots[lane])) != digest(want):
-                raise CorruptDataError(f"lane {lane} holds other bytes than block {block}")
-        return self._check(self._touched(), self._expected)
+        """Every block that was read, once more by the same engine into the same memory."""
+        return self._check(self._opened, self._slots, self._expected)
 
     def _fill_buffers(self) -> None:
         self._slots = self._buffers(self._depth)
+        self._words = [None if self._on_device else memoryview(s).cast("Q") for s in self._slots]
+        self._sectors = self.operation_bytes // SECTOR_BYTES
+        self._last_word = (self._sectors - 1) * SECTOR_BYTES // WORD_BYTES
 
     def _operate(self, lane: int, n: int) -> None:
         blocks = self._order[lane]
-        offset_bytes = blocks[n % len(blocks)] * self.operation_bytes
-        file = self._file
-        file.read(self._slots[lane], offset_bytes)  # type: ignore[union-attr]
+        block = blocks[n % len(blocks)]
+        offset_bytes = block * self.operation_bytes
+        file = self._opened
+        file.read(self._slots[lane], offset_bytes)
+        words = self._words[lane]
+        if words is not None:
+            first = block * self._sectors
+            if words[0] != first or words[self._last_word] != first + self._sectors - 1:
+                raise CorruptDataError(f"what arrived is not block {block} of {self._path.name}")
         if isinstance(file, BlockFile) and not file.direct:
             # Buffered reads stay cold only if each block is forgotten before it comes again.
             file.drop_cache(offset_bytes, self.operation_bytes)
@@ -196,29 +233,31 @@ class WriteBlocks(_FileStream):
     direction: ClassVar[str] = "write"
 
     def verify(self) -> int:
-        """Read back what was written."""
+        """Read back what was written, past the page cache where possible."""
         if isinstance(self._file, BlockFile):
             self._file.sync()
-            self._file.drop_cache()
-        return self._check(self._touched(), self._expected)
+        with BlockFile(self._path) as file:
+            file.drop_cache()
+            slots = [mapped_buffer(self.operation_bytes) for _ in range(self._depth)]
+            return self._check(file, slots, self._expected)
 
     def _fill_buffers(self) -> None:
         self._sources = self._buffers(WRITE_BUFFERS)
         self._contents = [np.empty(self.operation_bytes, np.uint8) for _ in self._sources]
+        pattern = Pattern(_content_seed(self._context))
         for number, (source, content) in enumerate(zip(self._sources, self._contents, strict=True)):
-            # Positions past the end of the file: nothing that was ever there.
-            past = self._context.plan.data_bytes + self._context.process * WRITE_BUFFERS
-            self._pattern.fill(content, (past + number) * self.operation_bytes)
+            pattern.fill(content, number * self.operation_bytes)
             _copy_in(source, content)
         self._written: dict[int, int] = {}
         self._durable = bool(self._context.params["fsync"])
 
     def _operate(self, lane: int, n: int) -> None:
         blocks = self._order[lane]
-        block = blocks[n % len(blocks)]
-        number = (lane + n) % WRITE_BUFFERS
-        file = self._file
-        file.write(self._sources[number], block * self.operation_bytes)  # type: ignore[union-attr]
+        passes, at = divmod(n, len(blocks))
+        block = blocks[at]
+        number = (lane + at + passes) % WRITE_BUFFERS
+        file = self._opened
+        file.write(self._sources[number], block * self.operation_bytes)
         if self._durable and isinstance(file, BlockFile):
             file.sync()
         self._written[block] = number
@@ -251,14 +290,20 @@ def ensure_file(path: Path, size_bytes: int, pattern: Pattern) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _content_seed(context: Context) -> int:
+    """Another one for each case and process, so that no two of them write the same bytes."""
+    text = repr((sorted(context.params.items()), context.process))
+    return context.seed << 32 | zlib.crc32(text.encode())
+
+
 def _order(context: Context, lanes: int) -> list[list[int]]:
     """Blocks of each lane, in the order it visits them."""
     block_bytes = context.count("block_bytes")
     blocks = context.plan.data_bytes // block_bytes
-    if blocks < LEAST_PASSES * lanes:
+    if blocks < LEAST_BLOCKS * lanes:
         raise TierUnavailableError(
             f"{context.plan.data_bytes} bytes of data are too few for queue depth {lanes} at "
-            f"{block_bytes}-byte blocks: use at least --data {LEAST_PASSES * lanes * block_bytes}"
+            f"{block_bytes}-byte blocks: use at least --data {LEAST_BLOCKS * lanes * block_bytes}"
         )
     sequence = np.arange(blocks, dtype=np.int64)
     if context.word("order") == "random":

@@ -13,6 +13,8 @@
 A mistake is an error with the file, the key and what is allowed there; nothing is ignored.
 """
 
+import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,8 +24,8 @@ from typing import Any, cast
 from kvbench.errors import UsageError
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
-from kvbench.measure.suite import Case, Kind, Operation, Plan, Suite, Value
-from kvbench.units import parse_bytes
+from kvbench.measure.suite import Case, Kind, Operation, Parameter, Plan, Suite, Value, unique
+from kvbench.units import MIB
 from kvbench_suites.nvme import whole_sectors
 
 MODEL_SIZES: dict[str, Callable[[KVGeometry], int]] = {
@@ -33,6 +35,10 @@ MODEL_SIZES: dict[str, Callable[[KVGeometry], int]] = {
 }
 TOP_KEYS = ("name", "question", "case", "processes", "time_limit", "warmup", "data", "target")
 DAY_S = 86_400.0
+PROCESSES = Parameter(
+    name="processes", kind=Kind.COUNT, meaning="fresh worker processes for each case", most=1000
+)
+DATA = Parameter(name="data", kind=Kind.BYTES, meaning="size of each data file", least=MIB)
 MOST_CASES = 5000  # a sweep beyond this is a mistake in the file, not a plan
 
 
@@ -43,10 +49,10 @@ def load_suite(path: Path, operations: Sequence[Operation]) -> Suite:
         UsageError: the file cannot be read, is not TOML, or says something a suite cannot.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read suite {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     _only(document, TOP_KEYS, f"{path}")
     tables = cast("list[Any] | None", document.get("case"))
@@ -55,7 +61,7 @@ def load_suite(path: Path, operations: Sequence[Operation]) -> Suite:
     by_name = {operation.name: operation for operation in operations}
     entries = [_Entry(path, number, table, by_name) for number, table in enumerate(tables, start=1)]
     return Suite(
-        name=_text(document, "name", path, default=path.stem),
+        name=_name(document, path),
         question=_text(document, "question", path, default=f"the cases of {path.name}"),
         build=lambda geometry, _machine: _build(path, entries, geometry, _machine),
         plan=_plan(document, path),
@@ -73,7 +79,7 @@ class _Entry:
             raise UsageError(f"{self.where}: expected a table [[case]]")
         values = dict(cast("dict[str, Any]", table))
         name = values.pop("operation", None)
-        if name not in operations:
+        if not isinstance(name, str) or name not in operations:
             raise UsageError(
                 f"{self.where}: key 'operation' = {name!r}: expected one of {', '.join(operations)}"
             )
@@ -91,15 +97,22 @@ class _Entry:
             if not values:
                 raise UsageError(f"{self.where}: key {key!r} is an empty list: give it a value")
             for value in values:
-                if parameters[key].kind is Kind.BYTES and value in MODEL_SIZES:
+                sized = parameters[key].kind is Kind.BYTES
+                if sized and isinstance(value, str) and value in MODEL_SIZES:
                     continue
                 try:
                     parameters[key].parse(value)
                 except UsageError as error:
-                    raise UsageError(f"{self.where}: key {error}") from None
+                    words = f", or {', '.join(MODEL_SIZES)}: the model's" if sized else ""
+                    raise UsageError(f"{self.where}: key {error}{words}") from None
 
     def cases(self, geometry: KVGeometry) -> list[Case]:
         """Every combination, the last axis varying fastest."""
+        count = math.prod(len(values) for values in self.axes.values())
+        if count > MOST_CASES:
+            raise UsageError(
+                f"{self.where}: {count} combinations, at most {MOST_CASES}: sweep less"
+            )
         points: list[dict[str, Value]] = [{}]
         for key, values in self.axes.items():
             points = [
@@ -107,8 +120,6 @@ class _Entry:
                 for point in points
                 for value in values
             ]
-            if len(points) > MOST_CASES:
-                raise UsageError(f"{self.where}: more than {MOST_CASES} combinations: sweep less")
         try:
             return [self.operation.case(p, time_limit_s=self.time_limit_s) for p in points]
         except UsageError as error:
@@ -130,17 +141,19 @@ def _build(
     cases = [case for entry in entries for case in entry.cases(geometry)]
     if len(cases) > MOST_CASES:
         raise UsageError(f"{path}: {len(cases)} cases, at most {MOST_CASES}: sweep less")
-    return list({case.id: case for case in cases}.values())
+    return unique(cases)
 
 
 def _plan(document: dict[str, Any], path: Path) -> Plan:
     plan = Plan()
     where = str(path)
-    if "processes" in document:
-        processes = document["processes"]
-        if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
-            raise UsageError(f"{where}: key 'processes' = {processes!r}: expected at least 1")
-        plan = replace(plan, processes=processes)
+    for parameter, field in ((PROCESSES, "processes"), (DATA, "data_bytes")):
+        if parameter.name in document:
+            try:
+                number: Any = parameter.parse(document[parameter.name])
+            except UsageError as error:
+                raise UsageError(f"{where}: key {error}") from None
+            plan = replace(plan, **{field: number})
     for key, field in (
         ("time_limit", "time_limit_s"),
         ("warmup", "warmup_s"),
@@ -149,12 +162,6 @@ def _plan(document: dict[str, Any], path: Path) -> Plan:
         value: Any = _number(document.get(key), key, where)
         if value is not None:
             plan = replace(plan, **{field: value})
-    if "data" in document:
-        data = document["data"]
-        size_bytes = parse_bytes(data) if isinstance(data, str) else data
-        if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or size_bytes < 1:
-            raise UsageError(f"{where}: key 'data' = {data!r}: expected a size such as 4GiB")
-        plan = replace(plan, data_bytes=size_bytes)
     return plan
 
 
@@ -162,8 +169,20 @@ def _number(value: object, key: str, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= DAY_S:
-        raise UsageError(f"{where}: key {key!r} = {value!r}: expected a number above 0")
+        raise UsageError(
+            f"{where}: key {key!r} = {value!r}: expected a number above 0, at most {DAY_S:g}"
+        )
     return float(value)
+
+
+def _name(document: dict[str, Any], path: Path) -> str:
+    """The suite's name, which becomes part of a file's."""
+    name = _text(document, "name", path, default=re.sub(r"[^\w.-]", "-", path.stem))
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        raise UsageError(
+            f"{path}: key 'name' = {name!r}: expected up to 64 letters, digits, '.', '_' and '-'"
+        )
+    return name
 
 
 def _text(document: dict[str, Any], key: str, path: Path, *, default: str) -> str:

@@ -1,3 +1,4 @@
+import ctypes
 import mmap
 import os
 import time
@@ -6,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kvbench.errors import TierUnavailableError
 from kvbench.machine import Machine
-from kvbench.measure.evidence import device_bytes, resident_share
+from kvbench.measure.evidence import device_bytes, mapping_of, node_share, resident_share
 from kvbench.store.posix import BlockFile, mapped_buffer
 
 PAGE = mmap.PAGESIZE
@@ -145,3 +147,97 @@ def test_the_devices_own_counter_moves_by_what_o_direct_moved(
     wanted = 20 * PAGES * PAGE
     # Others use the drive too, so only the lower end is certain.
     assert counter_after(stat, direction, before + wanted) - before >= wanted
+
+
+# ---------------------------------------------------------------- kinds of memory
+
+
+def test_memory_that_is_not_locked_is_seen_as_such() -> None:
+    area = mapped_buffer(2**20)
+    area[:] = 1
+    found = mapping_of(area.ctypes.data, area.nbytes)
+    assert found is not None
+    assert found.locked_share == 0.0
+
+
+def test_locked_memory_is_seen_as_locked_wherever_in_it_one_looks() -> None:
+    try:
+        area = mapped_buffer(2**20, lock=True)
+    except TierUnavailableError as error:
+        pytest.skip(str(error))
+    for first in (0, 4096, 2**20 - 1):
+        found = mapping_of(area.ctypes.data + first, 2**20 - first)
+        assert found is not None
+        assert found.locked_share == 1.0
+
+
+def test_an_area_half_of_which_is_locked_is_seen_as_half_locked() -> None:
+    area = mapped_buffer(2**20)
+    area[:] = 1
+    lock = ctypes.CDLL(None).mlock
+    lock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    if lock(area.ctypes.data, 2**19) != 0:
+        pytest.skip("this much cannot be locked")
+    locked, free = (mapping_of(area.ctypes.data + half * 2**19, 2**19) for half in (0, 1))
+    assert locked is not None
+    assert locked.locked_share == 1.0
+    assert free is not None
+    assert free.locked_share == 0.0
+    both = mapping_of(area.ctypes.data, 2**20)
+    assert both is not None
+    assert 0.0 < both.locked_share <= 0.5
+
+
+def huge_bytes() -> int:
+    """Of this process, from the kernel's own sum."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return int(text.split("AnonHugePages:")[1].split()[0]) * 1024
+
+
+def test_huge_pages_are_seen_as_far_as_the_kernel_gave_them() -> None:
+    before = huge_bytes()
+    area = mapped_buffer(64 * 2**20, huge_pages=True)
+    area[::4096] = 1
+    given = huge_bytes() - before
+    found = mapping_of(area.ctypes.data, area.nbytes)
+    assert found is not None
+    # Neighbouring mappings may be joined, so the share is that of a little more than the area.
+    assert found.huge_share == pytest.approx(given / area.nbytes, abs=0.25)
+    assert found.huge_share <= 1.0
+
+
+def test_an_address_that_is_not_mapped_has_no_kind() -> None:
+    assert mapping_of(0, 4096) is None
+
+
+@pytest.fixture
+def no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that hides /proc."""
+
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(f"{path}")
+
+    monkeypatch.setattr(Path, "open", refused)
+
+
+@pytest.mark.usefixtures("no_proc")
+def test_where_proc_is_hidden_the_kind_of_memory_is_none_and_never_zero() -> None:
+    assert mapping_of(0x1000, 4096) is None
+    assert node_share(0x1000, 0) is None
+
+
+def test_touched_memory_lies_on_the_only_node_there_is_and_not_on_another() -> None:
+    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
+    area = mapped_buffer(4 * 2**20)
+    area[:] = 1
+    share = node_share(area.ctypes.data, 0)
+    if share is None or len(nodes) != 1:
+        pytest.skip("no numa_maps, or more than one node")
+    assert share == 1.0
+    assert node_share(area.ctypes.data, 7) == 0.0
+
+
+def test_memory_that_was_not_touched_lies_on_no_node_yet() -> None:
+    # Asked for in huge pages, so that the kernel joins it with no mapping that was touched.
+    area = mapped_buffer(4 * 2**20, huge_pages=True)
+    assert node_share(area.ctypes.data, 0) is None

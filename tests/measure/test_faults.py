@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -20,10 +21,12 @@ from kvbench.measure import worker
 from kvbench.measure.pattern import Pattern
 from kvbench.measure.result import ProcessResult, State
 from kvbench.measure.rows import make_row
-from kvbench.measure.runner import CaseFinished, ProcessStarted, Setting, run_case
+from kvbench.measure.runner import CaseFinished, ProcessStarted, Setting, limit_of, run_case
 from kvbench.measure.suite import Case
 from kvbench.measure.worker import Failure
 from kvbench.units import KIB, MIB
+from kvbench_suites.dram import COPY
+from kvbench_suites.hbm import TRANSFER
 from kvbench_suites.nvme import READ, WRITE
 from kvbench_suites.nvme_bodies import ensure_file
 from tests.conftest import QUICK, measure
@@ -211,6 +214,95 @@ def test_writes_that_read_back_differently_are_corrupt(
     found = run_here(WRITE_CASE, replace(setting, plan=replace(QUICK, min_time_s=0.2)))
     assert isinstance(found, Failure)
     assert (found.state, found.code) == ("invalid", "corrupt_data")
+
+
+def test_a_write_that_did_not_happen_is_found(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another case of the same run has written the file before, and in this one every write is
+    # lost: what lies there must not pass for what should.
+    assert isinstance(run_here(WRITE_CASE, setting), worker.Result)
+    other = WRITE.case({"block_bytes": 256 * KIB, "queue_depth": 2})
+    monkeypatch.setattr(os, "pwritev", lambda _fd, buffers, _offset: len(buffers[0]))
+    found = run_here(other, setting)
+    assert isinstance(found, Failure)
+    assert found.code == "corrupt_data"
+
+
+def test_a_write_lost_in_a_later_pass_is_found(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = WRITE.case({"block_bytes": 1 * MIB, "queue_depth": 1})
+    passes = setting.plan.data_bytes // MIB
+    real_write, seen = os.pwritev, 0
+
+    def first_pass_only(fd: int, buffers: Any, offset: int) -> int:
+        nonlocal seen
+        if len(buffers[0]) != MIB:
+            return real_write(fd, buffers, offset)  # the data file being made
+        seen += 1
+        return real_write(fd, buffers, offset) if seen <= passes else MIB
+
+    monkeypatch.setattr(os, "pwritev", first_pass_only)
+    found = run_here(case, replace(setting, plan=replace(QUICK, min_time_s=0.2)))
+    assert seen > passes, "the case came round to its first block again"
+    assert isinstance(found, Failure)
+    assert found.code == "corrupt_data"
+
+
+def test_a_read_that_brings_another_block_is_found_at_once(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_read, seen = os.preadv, 0
+
+    def now_and_then_elsewhere(fd: int, buffers: Any, offset: int) -> int:
+        nonlocal seen
+        seen += 1
+        wrong = 0 if offset else 256 * KIB
+        return real_read(fd, buffers, wrong if seen == 20 else offset)
+
+    monkeypatch.setattr(os, "preadv", now_and_then_elsewhere)
+    found = run_here(READ_CASE, setting)
+    assert isinstance(found, Failure)
+    assert (found.state, found.code) == ("invalid", "corrupt_data")
+    assert "what arrived is not block" in found.text
+
+
+def test_an_engine_that_damages_what_it_reads_is_found(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_read = os.preadv
+
+    def flip(fd: int, buffers: Any, offset: int) -> int:
+        done = real_read(fd, buffers, offset)
+        if offset == 3 * 256 * KIB:
+            buffers[0][100_000] ^= 1  # neither in the first sector nor in the last
+        return done
+
+    monkeypatch.setattr(os, "preadv", flip)
+    plan = replace(QUICK, time_limit_s=0.5, min_time_s=0.5)  # a whole pass and more
+    found = run_here(READ_CASE, replace(setting, plan=plan))
+    assert isinstance(found, Failure)
+    assert "XXH3-64 differs" in found.text
+
+
+def test_a_drive_without_counters_is_not_simply_believed(setting: Setting) -> None:
+    assert setting.machine.storage is not None
+    blind = msgspec.structs.replace(setting.machine.storage, stat_path=None)
+    machine = msgspec.structs.replace(setting.machine, storage=blind)
+    row = measure(READ_CASE, replace(setting, machine=machine))
+    assert (row.state, row.reason_code) == (State.DEGRADED, "unconfirmed")
+    assert row.device_bytes is None
+    assert "device_bytes" in row.missing
+
+
+def test_a_users_limit_is_a_data_sheet_rate_of_traffic(setting: Setting) -> None:
+    limited = replace(setting, limits={"dram": 40e9, "link": 50e9})
+    copy = COPY.case({"block_bytes": MIB, "threads": 1})
+    assert limit_of(copy, limited) == (20e9, "--limit dram ÷ 2: read and written")
+    transfer = TRANSFER.case({"block_bytes": MIB, "direction": "h2d"})
+    assert limit_of(transfer, limited) == (50e9, "--limit link")
+    assert limit_of(transfer, replace(setting, limits={"hbm": 1e12}))[0] is None
 
 
 def test_a_device_that_served_only_part_of_a_read_makes_it_invalid(machine: Machine) -> None:
