@@ -48,7 +48,7 @@ def device_bytes(stat_path: Path | None, direction: str) -> int | None:
     except OSError:
         return None
     column = _READ_SECTORS if direction == "read" else _WRITTEN_SECTORS
-    return int(columns[column]) * SECTOR_BYTES
+    return int(columns[column]) * SECTOR_BYTES if column < len(columns) else None
 
 
 @dataclass(frozen=True, slots=True)

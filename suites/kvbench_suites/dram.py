@@ -94,7 +94,8 @@ def _limit(_params: Mapping[str, Value], machine: Machine) -> Limit:
     """DRAM bandwidth over two: each byte of a copy is read once and written once."""
     rate = machine.memory.bandwidth_bytes_per_s
     if rate is None:
-        return None, f"{machine.memory.bandwidth_reason}; if you know it, say --limit dram=20GB/s"
+        reason = machine.memory.bandwidth_reason or "not known here"
+        return None, f"{reason}; if you know it, say --limit dram=20GB/s"
     return rate / 2, f"{machine.memory.bandwidth_source}; a copy reads and writes: ÷ 2"
 
 

@@ -102,7 +102,7 @@ def _contradiction(params: Mapping[str, Value]) -> str | None:
 def _limit(_params: Mapping[str, Value], machine: Machine) -> Limit:
     storage = machine.storage
     if storage is None or storage.link_bytes_per_s is None:
-        reason = storage.link_reason if storage else "no directory to measure"
+        reason = (storage and storage.link_reason) or "the link is not known here"
         return None, f"{reason}; if you know it, say --limit nvme=7GB/s"
     return storage.link_bytes_per_s, storage.link_source or "link"
 

@@ -10,7 +10,9 @@
     block_bytes = ["256KiB", "block"]   # a list is swept; "block", "layer", "page": the model's
     queue_depth = [1, 16]
 
-A mistake is an error with the file, the key and what is allowed there; nothing is ignored.
+Further keys at the top: warmup (seconds), data (size of each data file), target (half-width of
+the interval at which a process stops). A mistake is an error with the file, the key and what is
+allowed there; a case that is named twice is measured once.
 """
 
 import math
@@ -141,6 +143,10 @@ def _build(
     cases = [case for entry in entries for case in entry.cases(geometry)]
     if len(cases) > MOST_CASES:
         raise UsageError(f"{path}: {len(cases)} cases, at most {MOST_CASES}: sweep less")
+    limits: dict[str, float | None] = {}
+    for case in cases:
+        if limits.setdefault(case.id, case.time_limit_s) != case.time_limit_s:
+            raise UsageError(f"{path}: {case.id} has two different time limits: give it one")
     return unique(cases)
 
 
@@ -154,23 +160,23 @@ def _plan(document: dict[str, Any], path: Path) -> Plan:
             except UsageError as error:
                 raise UsageError(f"{where}: key {error}") from None
             plan = replace(plan, **{field: number})
-    for key, field in (
-        ("time_limit", "time_limit_s"),
-        ("warmup", "warmup_s"),
-        ("target", "target_half_width"),
+    for key, field, most in (
+        ("time_limit", "time_limit_s", DAY_S),
+        ("warmup", "warmup_s", DAY_S),
+        ("target", "target_half_width", 1.0),
     ):
-        value: Any = _number(document.get(key), key, where)
+        value: Any = _number(document.get(key), key, where, most)
         if value is not None:
             plan = replace(plan, **{field: value})
     return plan
 
 
-def _number(value: object, key: str, where: str) -> float | None:
+def _number(value: object, key: str, where: str, most: float = DAY_S) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= DAY_S:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
         raise UsageError(
-            f"{where}: key {key!r} = {value!r}: expected a number above 0, at most {DAY_S:g}"
+            f"{where}: key {key!r} = {value!r}: expected a number above 0, at most {most:g}"
         )
     return float(value)
 

@@ -102,13 +102,13 @@ def test_no_completion_is_lost_or_told_twice_however_often_it_is_polled(make: Ma
     # Operations that take no time, so that lanes append while they are read.
     lanes = make(3, lambda _lane, _n: None)
     lanes.start()
-    parts = [lanes.poll(0) for _ in range(400)]
+    parts = [lanes.poll(0) for _ in range(200)]
     lanes.stop()
     parts.append(lanes.poll(0))
     assert all(len(part.end_ns) == len(part.latency_ns) for part in parts)
     ends = together(parts).end_ns
     assert len(ends) == sum(lanes.counts())
-    assert sum(len(part.end_ns) > 0 for part in parts) > 100
+    assert sum(len(part.end_ns) > 0 for part in parts) > 50
     again = lanes.poll(0)
     assert len(again.end_ns) == 0
     assert again.end_ns.dtype == again.latency_ns.dtype == np.int64

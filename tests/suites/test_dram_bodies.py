@@ -1,31 +1,23 @@
 """Work in host memory: that it is done, by whom, and that a wrong byte is found."""
 
-import ctypes
-import itertools
+import contextlib
 import os
-import platform
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kvbench.errors import CorruptDataError, TierUnavailableError
 from kvbench.geometry import KVGeometry
-from kvbench.machine import Cpu, Machine, Memory, NumaNode
+from kvbench.machine import Cpu, Machine, Memory
 from kvbench.measure.body import Context, StepBody
 from kvbench.measure.pattern import Pattern, digest
 from kvbench.measure.suite import Plan, Value
 from kvbench.store.posix import Bytes, mapped_buffer
 from kvbench_suites import dram_bodies
 from kvbench_suites.dram_bodies import CopyBlock, GatherPages, ScatterPages, allocate, fill
-from kvbench_suites.numa import MPOL_BIND, MPOL_DEFAULT, SET_MEMPOLICY, bind_memory
-from kvbench_suites.team import Team, share_of, team_cores
 
 KIB = 1024
 PAGE_BYTES, BLOCK_BYTES, TURN_BYTES = 3 * KIB, 24 * KIB, 48 * KIB
@@ -91,132 +83,6 @@ def made(context: Callable[..., Context]) -> Iterator[Callable[..., Any]]:
     yield one
     for body in bodies:
         body.tear_down()
-
-
-# ---------------------------------------------------------------- sharing the work
-
-
-@given(total=st.integers(0, 10**9), count=st.integers(1, 300), align=st.sampled_from([1, 64, 4096]))
-def test_shares_cover_the_whole_range_once_in_order_and_nothing_else(
-    total: int, count: int, align: int
-) -> None:
-    shares = [share_of(total, number, count, align=align) for number in range(count)]
-    assert shares[0][0] == 0
-    assert shares[-1][1] == total
-    for (first, last), (after, _) in itertools.pairwise(shares):
-        assert first <= last == after
-        assert last % align == 0
-    assert all(last - first <= total / count + align for first, last in shares), "no one has it all"
-
-
-def test_a_team_does_each_part_once_a_step_on_a_core_of_its_own() -> None:
-    if len(CORES) < 2:
-        pytest.skip("one core")
-    seen: list[tuple[int, set[int], int]] = []
-    lock = threading.Lock()
-
-    def part(number: int) -> None:
-        with lock:
-            seen.append((number, os.sched_getaffinity(0), threading.get_ident()))
-
-    cores = CORES[:2][::-1]
-    team = Team(cores, part)
-    for _ in range(3):
-        team.step()
-    team.close()
-    assert sorted(number for number, *_ in seen) == [0, 0, 0, 1, 1, 1]
-    assert all(where == {cores[number]} for number, where, _ in seen)
-    by_number = {number: {who for n, _, who in seen if n == number} for number in (0, 1)}
-    assert by_number[0] == {threading.get_ident()}, "the caller is one of the team"
-    assert len(by_number[1]) == 1
-    assert by_number[1] != by_number[0]
-
-
-def test_the_parts_of_a_step_run_at_the_same_time() -> None:
-    if len(CORES) < 2:
-        pytest.skip("one core")
-    meeting = threading.Barrier(2, timeout=10)
-    team = Team(CORES[:2], lambda _number: meeting.wait())  # alone, nobody would come
-    team.step()
-    team.step()
-    team.close()
-
-
-def test_a_step_is_over_only_when_the_slowest_part_is() -> None:
-    if len(CORES) < 2:
-        pytest.skip("one core")
-    done: list[int] = []
-
-    def part(number: int) -> None:
-        time.sleep(0.1 * number)
-        done.append(number)
-
-    team = Team(CORES[:2], part)
-    team.step()
-    assert sorted(done) == [0, 1]
-    team.close()
-
-
-def test_a_team_of_one_is_the_caller_alone_on_its_core() -> None:
-    threads = threading.active_count()
-    seen: list[tuple[int, int, set[int]]] = []
-    team = Team(
-        CORES[-1:],
-        lambda number: seen.append((number, threading.get_ident(), os.sched_getaffinity(0))),
-    )
-    team.step()
-    assert threading.active_count() == threads
-    team.close()
-    assert seen == [(0, threading.get_ident(), {CORES[-1]})]
-
-
-@pytest.mark.parametrize("failing", [0, 1])
-def test_what_a_part_raises_is_raised_by_the_step_and_the_team_can_still_go_home(
-    failing: int,
-) -> None:
-    if len(CORES) < 2:
-        pytest.skip("one core")
-    threads = threading.active_count()
-
-    def part(number: int) -> None:
-        if number == failing:
-            raise ZeroDivisionError(f"part {number}")
-
-    team = Team(CORES[:2], part)
-    with pytest.raises(ZeroDivisionError, match=f"part {failing}"):
-        team.step()
-    began_s = time.monotonic()
-    team.close()
-    assert time.monotonic() - began_s < 5, "nobody waits for one that will not come"
-    assert threading.active_count() == threads
-
-
-def test_closing_a_team_ends_its_threads() -> None:
-    if len(CORES) < 2:
-        pytest.skip("one core")
-    threads = threading.active_count()
-    team = Team(CORES[:2], lambda _number: None)
-    assert threading.active_count() == threads + 1
-    team.close()
-    assert threading.active_count() == threads
-
-
-def test_more_threads_than_cores_are_refused(context: Callable[..., Context]) -> None:
-    many = len(CORES) + 1
-    with pytest.raises(
-        TierUnavailableError,
-        match=f"{many} threads need as many cores and this process may use {len(CORES)}$",
-    ):
-        team_cores(context(threads=many))
-    assert team_cores(context(threads=len(CORES))) == CORES
-
-
-def test_cores_are_those_of_the_node_that_was_asked_for(context: Callable[..., Context]) -> None:
-    nodes = [NumaNode(index=0, cpus=[999]), NumaNode(index=3, cpus=[CORES[-1], 998])]
-    machine = Machine(numa_nodes=nodes)
-    assert team_cores(context(machine=machine, cpu_node=3)) == [CORES[-1]]
-    with pytest.raises(TierUnavailableError, match=r"may use 0 of NUMA node 0$"):
-        team_cores(context(machine=machine, cpu_node=0))
 
 
 # ---------------------------------------------------------------- the work is done
@@ -487,82 +353,33 @@ def test_a_body_can_be_torn_down_before_it_was_set_up(kind: type[Body]) -> None:
     kind().tear_down()
 
 
-# ---------------------------------------------------------------- NUMA
-
-
-def policy() -> tuple[int, int]:
-    """The calling thread's memory policy and the nodes in it, from the kernel."""
-    get_mempolicy = {"x86_64": 239, "aarch64": 236}[platform.machine()]
-    mode, mask = ctypes.c_int(-1), (ctypes.c_ulong * 16)()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(get_mempolicy, ctypes.byref(mode), mask, 1024, None, 0) != 0:
-        pytest.skip(f"get_mempolicy: {os.strerror(ctypes.get_errno())}")
-    return mode.value, mask[0]
-
-
-needs_numa = pytest.mark.skipif(
-    platform.machine() not in SET_MEMPOLICY or not Path("/sys/devices/system/node/node0").is_dir(),
-    reason="no NUMA node 0 in /sys",
-)
-
-
-@needs_numa
-def test_memory_is_bound_to_the_node_inside_the_block_and_nowhere_after_it() -> None:
-    assert policy() == (MPOL_DEFAULT, 0)
-    with bind_memory(0):
-        assert policy() == (MPOL_BIND, 1)
-        assert np.ones(1 << 20, dtype=np.uint8).all(), "and can be touched"
-    assert policy() == (MPOL_DEFAULT, 0)
-    with pytest.raises(ZeroDivisionError), bind_memory(0):
-        raise ZeroDivisionError
-    assert policy() == (MPOL_DEFAULT, 0)
-
-
-@needs_numa
-def test_no_node_changes_nothing() -> None:
-    with bind_memory(None):
-        assert policy() == (MPOL_DEFAULT, 0)
-
-
-@needs_numa
-@pytest.mark.parametrize("node", [1000, 1023, 1024, 5000, -2])
-def test_a_node_that_is_not_there_is_refused_and_the_block_not_entered(node: int) -> None:
-    with pytest.raises(TierUnavailableError, match=r"NUMA node|refuses to bind"), bind_memory(node):
-        pytest.fail("entered")
-    assert policy() == (MPOL_DEFAULT, 0)
-
-
-def test_an_architecture_that_is_not_known_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch,
+def test_memory_is_taken_while_it_is_bound_to_the_node_that_was_asked_for(
+    context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with pytest.raises(TierUnavailableError, match="not known on riscv64"), bind_memory(0):
-        pytest.fail("entered")
+    bound: list[int | None] = []
+    seen: list[list[int | None]] = []
 
-
-@needs_numa
-def test_a_body_takes_its_memory_bound_to_the_node_and_leaves_the_policy_as_it_was(
-    context: Callable[..., Context],
-) -> None:
-    seen: list[tuple[int, int]] = []
+    @contextlib.contextmanager
+    def binding(node: int | None) -> Iterator[None]:
+        bound.append(node)
+        yield
+        bound.pop()
 
     class Asking(CopyBlock):
         def _memory(self, size_bytes: int) -> Bytes:
-            seen.append(policy())
+            seen.append(list(bound))
             return super()._memory(size_bytes)
 
-    body = Asking()
-    body.set_up(context(memory_node=0))
-    body.step()
-    body.verify()
-    body.tear_down()
-    assert seen == [(MPOL_BIND, 1)] * 2
-    assert policy() == (MPOL_DEFAULT, 0)
+    monkeypatch.setattr(dram_bodies, "bind_memory", binding)
+    for node in (-1, 3):
+        body = Asking()
+        body.set_up(context(memory_node=node))
+        body.tear_down()
+    assert seen == [[None], [None], [3], [3]]
 
 
-@needs_numa
 @each_kind
-def test_a_body_on_a_node_that_is_not_there_is_refused(
+def test_memory_on_a_node_that_is_not_there_is_refused(
     made: Callable[..., Any], kind: type[Body]
 ) -> None:
     with pytest.raises(TierUnavailableError, match=r"NUMA node|refuses to bind"):

@@ -14,6 +14,7 @@ from kvbench.measure.body import StepBody, StreamBody
 from kvbench.measure.suite import Case, Kind, Operation, Suite
 from kvbench.units import GIB, KIB, MIB
 from kvbench_suites import OPERATIONS, SUITES, dram, everything, nvme
+from kvbench_suites.paged import paged
 
 DRIVE = Storage(
     directory="/data",
@@ -314,7 +315,7 @@ def test_host_memory_copies_the_models_block_and_a_range_beyond_any_cache(
 
 def test_pages_gathered_in_host_memory_make_whole_blocks(geometries: list[KVGeometry]) -> None:
     for geometry in geometries:
-        params = dram.paged(geometry)
+        params = paged(geometry)
         assert int(params["block_bytes"]) % int(params["page_bytes"]) == 0
         # A block of several kinds of page is mostly the first; the rest is under a quarter of it.
         assert 0.75 * geometry.block_bytes <= int(params["block_bytes"]) <= geometry.block_bytes

@@ -364,3 +364,12 @@ def test_exactly_the_most_cases_are_allowed(load: Load, llama: KVGeometry) -> No
     depths = ", ".join(map(str, range(1, 1001)))
     suite = load(f"{READ}block_bytes = [{sizes}]\nqueue_depth = [{depths}]\n")
     assert len(suite.build(llama, Machine())) == 5000
+
+
+def test_one_case_with_two_time_limits_is_refused(tmp_path: Path, llama: KVGeometry) -> None:
+    path = tmp_path / "twice.toml"
+    table = '[[case]]\noperation = "dram.copy"\nblock_bytes = "1MiB"\nthreads = 1\n'
+    path.write_text(f"{table}time_limit = 1.0\n{table}time_limit = 2.0\n")
+    suite = load_suite(path, OPERATIONS)
+    with pytest.raises(UsageError, match="two different time limits"):
+        suite.build(llama, Machine())
