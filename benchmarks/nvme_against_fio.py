@@ -11,6 +11,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from kvbench.geometry import load_geometry
@@ -25,6 +26,9 @@ from kvbench_suites.nvme_bodies import ensure_file
 
 QUEUE_DEPTH = 16
 RAMP_S = 0.5
+# kvbench checks its data after each run by reading them once more. On a drive with burst credits
+# (most cloud disks) whoever came next would find them spent, so both sides rest before they start.
+SETTLE_S = 2.0
 SIZES = (256 * KIB, 1 * MIB, 4 * MIB)
 
 
@@ -79,7 +83,9 @@ def main() -> None:
             ours: list[float] = []
             theirs: list[float] = []
             for _ in range(arguments.rounds):
+                time.sleep(SETTLE_S)
                 ours.append(kvbench_bytes_per_s(case, setting))
+                time.sleep(SETTLE_S)
                 theirs.append(
                     fio_bytes_per_s(file, block_bytes, arguments.seconds, arguments.engine)
                 )

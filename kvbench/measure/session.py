@@ -135,8 +135,7 @@ class Session:
                 words.pop()
                 continue
             words.append(word)
-        # shlex would quote the ~ of a redacted home, and then it names no home any more.
-        command = shlex.join(words).replace("'~/", "~/'").replace("/''", "/")
+        command = " ".join(_quoted(word) for word in words)
         return msgspec.structs.replace(caution, fix=f"kvbench {command} {caution.fix}")
 
     @property
@@ -156,6 +155,12 @@ def select(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
             ids = ", ".join(case.id for case in cases[:3])
             raise UsageError(f"--only {glob!r} matches no case; there are {len(cases)}: {ids}, …")
     return [case for case in cases if not only or any(fnmatchcase(case.id, glob) for glob in only)]
+
+
+def _quoted(word: str) -> str:
+    """For a shell; the ~ of a redacted home stays outside the quotes, where it names one."""
+    home = "~/" if word.startswith("~/") else ""
+    return home + shlex.quote(word.removeprefix(home))
 
 
 def _limits(setting: Setting) -> dict[str, float]:

@@ -19,7 +19,8 @@ EXACT_BELOW = 200  # samples; above, the normal approximation of the ranks is of
 MAD_SLOW = 10.0  # a sample this many MAD slower than the median counts as slow
 LEAST_PROCESSES_FOR_RANKS = 6  # the range of 5 values holds the median with 93.75 %, of 6 96.9 %
 MSER_BATCH = 5  # White 1997: MSER-5 averages batches of five before it looks for the cut
-DRIFT_LIMIT = 0.10  # a run whose fitted line still moves by this share of its mean is not steady
+DRIFT_LIMIT = 0.10  # a run whose fitted line still moves by this share of its mean is not steady,
+DRIFT_CERTAIN = 3.0  # if the slope is this many standard errors from none
 
 # Effective samples below which a percentile is not stated: the expected number of samples beyond
 # it is then under ten, and what is printed would be little more than the maximum.
@@ -92,13 +93,22 @@ def warmup_cut(samples: Floats) -> int:
 
 
 def is_steady(samples: Floats) -> bool:
-    """Whether a fitted line moves less than `DRIFT_LIMIT` of the mean over these samples."""
+    """Whether no line fits that moves by `DRIFT_LIMIT` of the mean and is more than noise.
+
+    The slope's standard error is widened for the autocorrelation of what the line leaves over: a
+    series that wanders has a slope in any short stretch.
+    """
     n = len(samples)
-    if n < 3:  # noqa: PLR2004
+    if n < 4:  # noqa: PLR2004  three points leave one degree of freedom for the noise
         return True
     x = np.arange(n) - (n - 1) / 2
     slope = float(x @ samples) / float(x @ x)
-    return abs(slope) * (n - 1) < DRIFT_LIMIT * float(samples.mean())
+    if abs(slope) * (n - 1) < DRIFT_LIMIT * float(samples.mean()):
+        return True
+    rest = samples - samples.mean() - slope * x
+    error = math.sqrt(float(rest @ rest) / (n - 2) / float(x @ x))
+    error *= math.sqrt(n / effective_count(rest))
+    return abs(slope) < DRIFT_CERTAIN * error
 
 
 def slow_fraction(rates: Floats) -> float:

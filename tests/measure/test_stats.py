@@ -57,6 +57,22 @@ def test_a_run_that_keeps_moving_is_not_steady() -> None:
     assert stats.is_steady(np.linspace(100, 105, 50))
 
 
+def test_noise_that_wanders_is_seldom_called_a_drift_and_a_drift_in_noise_is_seen() -> None:
+    generator = np.random.default_rng(4)
+
+    def wandering() -> stats.Floats:
+        steps = generator.standard_normal(60)
+        series = [steps[0]]
+        for step in steps[1:]:
+            series.append(0.6 * series[-1] + 0.8 * step)
+        return 100 + 8 * np.array(series)
+
+    false_alarms = sum(not stats.is_steady(wandering()) for _ in range(300))
+    seen = sum(not stats.is_steady(wandering() + np.linspace(-30, 30, 60)) for _ in range(300))
+    assert false_alarms <= 30
+    assert seen >= 270
+
+
 def test_a_second_slow_mode_is_seen() -> None:
     rates = np.concatenate([100 + np.linspace(-1, 1, 90), np.full(10, 50.0)])
     assert stats.slow_fraction(rates) == pytest.approx(0.10)
