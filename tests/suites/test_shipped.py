@@ -425,4 +425,4 @@ def test_a_limit_that_is_not_known_says_how_to_give_it() -> None:
     read = nvme.READ.case({"block_bytes": MIB, "queue_depth": 1})
     rate, source = nvme.READ.limit(read.params, Machine())
     assert rate is None
-    assert source == "no directory to measure; if you know it, say --limit nvme=7GB/s"
+    assert source == "the link is not known here; if you know it, say --limit nvme=7GB/s"

@@ -158,6 +158,7 @@ SIZES = "expected a size such as 256KiB, at least 4096, a multiple of 4096"
 MODEL = "or block, layer, page: the model's"
 DEPTHS = "expected a whole number, at least 1, at most 1024"
 NUMBER = "expected a number above 0, at most 86400"
+SHARE = "expected a number above 0, at most 1"
 NAMES = (
     "expected one of hbm.copy, hbm.gather, hbm.scatter, hbm.transfer, "
     "dram.copy, dram.gather, dram.scatter, nvme.read, nvme.write"
@@ -200,8 +201,8 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no time": (f"time_limit = 0\n{ONE}", f": key 'time_limit' = 0: {NUMBER}"),
     "endless time": (f"time_limit = inf\n{ONE}", f": key 'time_limit' = inf: {NUMBER}"),
     "no number": (f"warmup = nan\n{ONE}", f": key 'warmup' = nan: {NUMBER}"),
-    "time before now": (f"warmup = -1\n{ONE}", f": key 'warmup' = -1: {NUMBER}"),
-    "target true": (f"target = true\n{ONE}", f": key 'target' = True: {NUMBER}"),
+    "time before now": (f"warmup = -1\n{ONE}", f": key 'warmup' = -1: {SHARE}"),
+    "target true": (f"target = true\n{ONE}", f": key 'target' = True: {SHARE}"),
     "data that is no size": (f'data = "much"\n{ONE}', f": key data = 'much': {DATA}"),
     "data in a list": (f'data = ["1GiB"]\n{ONE}', f": key data = ['1GiB']: {DATA}"),
     "hardly any data": (f"data = 4096\n{ONE}", f": key data = 4096: {DATA}"),
