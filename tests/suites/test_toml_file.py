@@ -201,7 +201,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no time": (f"time_limit = 0\n{ONE}", f": key 'time_limit' = 0: {NUMBER}"),
     "endless time": (f"time_limit = inf\n{ONE}", f": key 'time_limit' = inf: {NUMBER}"),
     "no number": (f"warmup = nan\n{ONE}", f": key 'warmup' = nan: {NUMBER}"),
-    "time before now": (f"warmup = -1\n{ONE}", f": key 'warmup' = -1: {SHARE}"),
+    "time before now": (f"warmup = -1\n{ONE}", f": key 'warmup' = -1: {NUMBER}"),
     "target true": (f"target = true\n{ONE}", f": key 'target' = True: {SHARE}"),
     "data that is no size": (f'data = "much"\n{ONE}', f": key data = 'much': {DATA}"),
     "data in a list": (f'data = ["1GiB"]\n{ONE}', f": key data = ['1GiB']: {DATA}"),
