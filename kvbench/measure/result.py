@@ -224,13 +224,15 @@ def write_report(report: Report, path: Path, raw: dict[str, Any] | None = None) 
 
 
 def keep_previous(path: Path) -> None:
-    """Copy a report that is about to be replaced to `NAME.previous.json` beside it.
+    """Copy a finished report that is about to be replaced to `NAME.previous.json` beside it.
+
+    An unfinished one is not worth the finished one that may stand there.
 
     Raises:
         UsageError: there is no room for it, or the directory cannot be written.
     """
     target = path.resolve()
-    if not target.exists():
+    if not target.exists() or read_report(target).finished_at is None:
         return
     try:
         shutil.copy2(target, target.with_name(f"{target.stem}.previous{target.suffix}"))

@@ -261,6 +261,10 @@ def test_a_new_run_keeps_the_report_that_it_replaces(
     assert (tmp_path / "r.json").is_symlink()
     assert len(rows(tmp_path / "kept.json")) == 1
     assert (tmp_path / "kept.json").stat().st_mode & 0o777 == 0o600
+    unfinished = json.loads((tmp_path / "kept.json").read_text()) | {"finished_at": None}
+    (tmp_path / "kept.json").write_text(json.dumps(unfinished))
+    assert kvbench(*arguments, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "kept.previous.json").read_bytes() == before, "worth more than half a run"
 
 
 def test_resume_refuses_a_report_of_something_else(
