@@ -9,6 +9,7 @@ class KvbenchError(Exception):
     """Base of every error whose message is written for the user: seen, expected, what to do."""
 
     exit_code = 2
+    code = "refused"  # a row's `reason_code` when this ends its case
 
 
 class UsageError(KvbenchError):
@@ -28,7 +29,13 @@ class TierUnavailableError(KvbenchError):
 class CorruptDataError(KvbenchError):
     """Bytes that arrived are not the bytes that were sent."""
 
-    code = "corrupt_data"  # a row's `reason_code`
+    code = "corrupt_data"
+
+
+class TooFewSamplesError(KvbenchError):
+    """A case was too slow to give a single sample in its time."""
+
+    code = "too_few_samples"
 
 
 class InterruptedRunError(KvbenchError):

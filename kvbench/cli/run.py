@@ -148,15 +148,14 @@ def _measure(request: Request) -> int:
         seed=request.seed,
     )
     _check_writable(request.report_path)
-    data = {case.operation.name for case in cases if needs_data(case, setting)}
+    session = Session(request.suite.name, cases, setting, sys.argv[1:])
+    if request.resume and request.report_path.exists():
+        session.resume(request.report_path)
+    data = {case.operation.name for case in session.pending if needs_data(case, setting)}
     with contextlib.ExitStack() as stack:
         if data:
             _check_room(request.plan.data_bytes * len(data), machine)
-            scratch = stack.enter_context(Scratch(request.directory))
-            setting = replace(setting, scratch=scratch.path)
-        session = Session(request.suite.name, cases, setting, sys.argv[1:])
-        if request.resume and request.report_path.exists():
-            session.resume(request.report_path)
+            session.use(stack.enter_context(Scratch(request.directory)).path)
         _watch(session, setting, request.report_path)
     table.show(session.report, stdout_console(), str(request.report_path))
     return session.measured
@@ -167,11 +166,12 @@ def _watch(session: "Session", setting: "Setting", report_path: Path) -> None:
     from kvbench.cli.live import make_live
 
     try:
-        with make_live(session.cases, setting) as live:
+        with make_live(session.pending, setting) as live:
             for event in session.run(report_path):
                 live.show(event)
     except InterruptedRunError as error:
-        done, total = len(session.report.rows), len(session.cases)
+        total = len(session.cases)
+        done = total - len(session.pending)
         if not done:
             raise
         raise InterruptedRunError(

@@ -4,7 +4,7 @@
 never needs root, and never fails because a fact is missing: such a fact is None.
 """
 
-from kvbench.machine.privacy import redact_argument, redact_path
+from kvbench.machine.privacy import redact_argument, redact_path, redact_text
 from kvbench.machine.probe import probe_machine
 from kvbench.machine.record import (
     Cgroup,
@@ -33,4 +33,5 @@ __all__ = [
     "probe_machine",
     "redact_argument",
     "redact_path",
+    "redact_text",
 ]

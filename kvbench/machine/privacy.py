@@ -35,6 +35,12 @@ def redact_argument(word: str) -> str:
     return f"{option}{equals}{'/'.join(parts)}" if len(parts) > 1 else word
 
 
+def redact_text(text: str) -> str:
+    """A sentence with the home directory in it written as ~."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() may raise
+    return text.replace(f"{home}/", "~/") if len(home) > 1 else text
+
+
 def _user_names() -> frozenset[str]:
     """The names of this user; root's names nobody."""
     found = {os.environ.get("USER"), os.environ.get("LOGNAME"), os.environ.get("SUDO_USER")}

@@ -4,6 +4,7 @@ A read that the page cache served is not a read of the drive, whatever flags wer
 facts can be had without privilege on Linux; where one cannot, the answer is None, never a guess.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -47,6 +48,11 @@ def device_bytes(stat_path: Path | None, direction: str) -> int | None:
         columns = stat_path.read_text(encoding="ascii").split()
     except OSError:
         return None
+    device = stat_path.resolve().parent  # of a partition, the queue is its drive's
+    for queue in (device / "queue", device.parent / "queue"):
+        with contextlib.suppress(OSError):
+            if (queue / "iostats").read_text(encoding="ascii").strip() == "0":
+                return None  # counting is switched off: the numbers stand still
     column = _READ_SECTORS if direction == "read" else _WRITTEN_SECTORS
     return int(columns[column]) * SECTOR_BYTES if column < len(columns) else None
 

@@ -234,9 +234,16 @@ def keep_previous(path: Path) -> None:
     target = path.resolve()
     if not target.exists() or read_report(target).finished_at is None:
         return
+    previous = target.with_name(f"{target.stem}.previous{target.suffix}")
+    if previous.exists():
+        read_report(previous)  # somebody else's file of that name is not replaced
+    temporary = target.with_name(f".{os.getpid()}.kvbench.tmp")
     try:
-        shutil.copy2(target, target.with_name(f"{target.stem}.previous{target.suffix}"))
+        shutil.copy2(target, temporary)
+        temporary.replace(previous)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot keep the old {path}: {error.strerror}") from None
 
 

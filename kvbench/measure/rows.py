@@ -163,7 +163,7 @@ def _cached(row: Row) -> Verdict:
         )
     if row.device_bytes is None or not row.payload_bytes:
         return None
-    share = row.device_bytes / row.payload_bytes
+    share = min(_device_shares(row))  # each process by itself: others must not vouch for one
     if share >= DEVICE_TOLERANCE:
         return None
     verb = "read" if row.operation == "read" else "written"
@@ -171,6 +171,11 @@ def _cached(row: Row) -> Verdict:
     if row.operation == "write" and row.path_observed != row.path_requested:
         return State.DEGRADED, "device_bytes", f"{text}: they were still in the page cache"
     return State.INVALID, "device_bytes", f"{text}: a cache above it took or served the rest"
+
+
+def _device_shares(row: Row) -> list[float]:
+    """What the device moved for each byte of payload, process by process."""
+    return [(each.device_bytes or 0) / max(each.payload_bytes, 1) for each in row.processes]
 
 
 def _other_path(row: Row) -> Verdict:
@@ -223,7 +228,7 @@ def _caution(row: Row) -> None:
                 fix="--time-limit 30",
             )
         )
-    if row.device_bytes is not None and row.device_bytes > OTHERS * (row.payload_bytes or 0):
+    if row.device_bytes is not None and max(_device_shares(row)) > OTHERS:
         row.warnings.append(
             Caution(
                 code="other_traffic",

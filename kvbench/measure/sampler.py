@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.errors import CorruptDataError
+from kvbench.errors import CorruptDataError, TooFewSamplesError
 from kvbench.measure.body import StepBody, StreamBody
 from kvbench.measure.clock import Clock
 from kvbench.measure.stats import (
@@ -85,6 +85,7 @@ def sample(
 
     Raises:
         CorruptDataError: a step moved no bytes.
+        TooFewSamplesError: a stream completed next to nothing.
     """
     if isinstance(body, StreamBody):
         return _sample_stream(body, clock, plan, on_estimate)
@@ -170,7 +171,7 @@ def _stream_samples(
 ) -> Samples:
     windows = _windows(ends_ns, operation_bytes, plan.warmup_s)
     if len(windows.rates) == 0:
-        raise CorruptDataError(
+        raise TooFewSamplesError(
             f"{len(ends_ns)} operations completed, too few for one sample; raise --time-limit"
         )
     cut = min(warmup_cut(windows.rates), len(windows.rates) - 1)

@@ -26,25 +26,35 @@ class Scratch:
     def __init__(self, parent: Path) -> None:
         self._parent = parent
         self._made: list[Path] = []
+        self._lock_fd = -1
+        self._created: Path | None = None
 
     def __enter__(self) -> Self:
         try:
             self._make_parent()
             with _alone_in(self._parent):
                 _remove_stale(self._parent)
-                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._parent))
+                self.path = self._created = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._parent))
                 self._lock_fd = _lock(self.path / LOCK)
         except OSError as error:
-            self._remove_parent()
+            self._undo()
             raise UsageError(
                 f"cannot write to {self._parent}: {error.strerror}; "
                 "name a directory on the drive under test with --dir"
             ) from None
+        except BaseException:  # interrupted half-way
+            self._undo()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock_fd)
+        self._undo()
+
+    def _undo(self) -> None:
+        if self._created is not None:
+            shutil.rmtree(self._created, ignore_errors=True)
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
         self._remove_parent()
 
     def _make_parent(self) -> None:

@@ -18,11 +18,12 @@ import msgspec
 
 from kvbench import __version__
 from kvbench.errors import UsageError
-from kvbench.machine import redact_argument
+from kvbench.machine import redact_argument, redact_text
 from kvbench.measure.result import (
     HAS_FIGURE,
     Caution,
     Report,
+    Row,
     State,
     decode_report,
     keep_previous,
@@ -97,18 +98,26 @@ class Session:
         self.report.finished_at = None
         return len(old.rows)
 
+    @property
+    def pending(self) -> list[Case]:
+        """Cases that have no row yet."""
+        have = {row.id for row in self.report.rows}
+        return [case for case in self.cases if case.id not in have]
+
+    def use(self, scratch: Path) -> None:
+        """Let the cases write their data files there."""
+        self._setting = replace(self._setting, scratch=scratch)
+
     def run(self, path: Path) -> Iterator[Event]:
         """Measure what is missing, writing the report after each case.
 
         A finished report that stands at `path` is kept beside it, as `NAME.previous.json`, once
         there is a row to take its place.
         """
-        have = {row.id for row in self.report.rows}
-        for case in self.cases:
-            if case.id in have:
-                continue
+        for case in self.pending:
             for event in run_case(case, self._setting):
                 if isinstance(event, CaseFinished):
+                    _redact(event.row)
                     event.row.warnings = [self._with_command(each) for each in event.row.warnings]
                     self.report.rows.append(event.row)
                     if self._raw is None and len(self.report.rows) == 1:
@@ -155,6 +164,16 @@ def select(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
             ids = ", ".join(case.id for case in cases[:3])
             raise UsageError(f"--only {glob!r} matches no case; there are {len(cases)}: {ids}, …")
     return [case for case in cases if not only or any(fnmatchcase(case.id, glob) for glob in only)]
+
+
+def _redact(row: Row) -> None:
+    """What a library said may name a home directory; a report is to be shared."""
+    if row.reason is not None:
+        row.reason = redact_text(row.reason)
+    row.missing = {field: redact_text(why) for field, why in row.missing.items()}
+    row.warnings = [
+        msgspec.structs.replace(each, message=redact_text(each.message)) for each in row.warnings
+    ]
 
 
 def _quoted(word: str) -> str:

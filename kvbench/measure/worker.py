@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -93,7 +94,12 @@ def main() -> None:
         out.write(msgspec.json.encode(message) + b"\n")
         out.flush()
 
-    send(run(assignment, send))
+    try:
+        send(run(assignment, send))
+    except BaseException:  # noqa: BLE001  the last line of it becomes the row's reason
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
 
 
 def run(assignment: Assignment, send: Send) -> Result | Failure:  # noqa: PLR0911  one a failure
@@ -109,7 +115,7 @@ def run(assignment: Assignment, send: Send) -> Result | Failure:  # noqa: PLR091
     except CorruptDataError as error:
         return Failure("invalid", error.code, str(error))
     except KvbenchError as error:
-        return Failure("failed", "refused", str(error))
+        return Failure("failed", error.code, str(error))
     except LaneStuckError as error:
         return Failure("failed", "stuck", str(error))
     except MemoryError as error:
@@ -231,8 +237,14 @@ def _take_over_stdout() -> BinaryIO:
     return out
 
 
+def _leave(status: int) -> None:
+    """End at once: Python's own farewell would wait for the thread that watches the parent."""
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):
         pass
     os._exit(3)  # the parent is gone or has had enough: no clean-up can be wanted by anyone
 

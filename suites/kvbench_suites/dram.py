@@ -90,8 +90,10 @@ def _unmet(params: Mapping[str, Value], machine: Machine) -> str | None:
     return None
 
 
-def _limit(_params: Mapping[str, Value], machine: Machine) -> Limit:
+def _limit(params: Mapping[str, Value], machine: Machine) -> Limit:
     """DRAM bandwidth over two: each byte of a copy is read once and written once."""
+    if len(machine.numa_nodes) > 1 and {params["cpu_node"], params["memory_node"]} != {ANY_NODE}:
+        return None, "the bandwidth of one NUMA node, or of the link between two, is not known"
     rate = machine.memory.bandwidth_bytes_per_s
     if rate is None:
         reason = machine.memory.bandwidth_reason or "not known here"

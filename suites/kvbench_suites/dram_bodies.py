@@ -21,7 +21,7 @@ from kvbench.measure.pattern import SECTOR_BYTES, Pattern, digest
 from kvbench.store.posix import Bytes, mapped_buffer
 from kvbench_suites.dram import MEMORY_PATHS
 from kvbench_suites.numa import bind_memory
-from kvbench_suites.team import Team, share_of, team_cores
+from kvbench_suites.team import Team, nodes_of, share_of, team_cores
 
 ROTATION_CACHES = 4  # buffers rotate over this many times the last-level cache
 ASSUMED_CACHE_BYTES = 64 * 2**20  # where the machine record does not know its last-level cache
@@ -52,8 +52,9 @@ class _MemoryBody(ABC):
         cores = team_cores(context)
         self._threads = len(cores)
         node = context.count("memory_node")
-        os.sched_setaffinity(0, {cores[0]})  # first touch decides the NUMA node of a page
-        with bind_memory(node if node >= 0 else None):
+        nodes = [node] if node >= 0 else nodes_of(cores, context)
+        os.sched_setaffinity(0, {cores[0]})  # first touch decides the NUMA node of a page,
+        with bind_memory(*nodes):  # and one thread touches all: spread it where the team is
             self._allocate(context)
         least = TURN_BYTES * (1 if self._threads == 1 else TURNS_PER_THREAD * self._threads)
         self._turns_per_step = -(-least // self._turn_bytes)

@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 from kvbench.errors import TierUnavailableError
 
-MPOL_DEFAULT, MPOL_BIND = 0, 2  # linux/mempolicy.h
+MPOL_DEFAULT, MPOL_BIND, MPOL_INTERLEAVE = 0, 2, 3  # linux/mempolicy.h
 SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237}  # syscall numbers
 MOST_NODES = 1024  # bits in the mask; the kernel's own upper bound (CONFIG_NODES_SHIFT = 10)
 
@@ -19,20 +19,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
-def bind_memory(node: int | None) -> Generator[None]:
-    """Pages that this thread touches first come from `node`; None changes nothing.
+def bind_memory(*nodes: int) -> Generator[None]:
+    """Pages that this thread touches first come from these nodes in turn; without one, as usual.
 
     Raises:
         TierUnavailableError: the kernel refuses, or the architecture is not known here.
     """
-    if node is None:
+    if not nodes:
         yield
         return
-    if not 0 <= node < MOST_NODES:
-        raise TierUnavailableError(f"there is no NUMA node {node}")
     mask = (ctypes.c_ulong * (MOST_NODES // 64))()
-    mask[node // 64] |= 1 << (node % 64)
-    _set_mempolicy(MPOL_BIND, mask)
+    for node in nodes:
+        if not 0 <= node < MOST_NODES:
+            raise TierUnavailableError(f"there is no NUMA node {node}")
+        mask[node // 64] |= 1 << (node % 64)
+    _set_mempolicy(MPOL_BIND if len(nodes) == 1 else MPOL_INTERLEAVE, mask)
     try:
         yield
     finally:
@@ -45,7 +46,7 @@ def _set_mempolicy(mode: int, mask: ctypes.Array[ctypes.c_ulong] | None) -> None
         raise TierUnavailableError(
             f"binding memory to a NUMA node is not known on {platform.machine()}"
         )
-    if _libc.syscall(number, mode, mask, MOST_NODES if mask is not None else 0) != 0:
+    if _libc.syscall(number, mode, mask, MOST_NODES + 1 if mask is not None else 0) != 0:
         raise TierUnavailableError(
             f"the kernel refuses to bind memory: {os.strerror(ctypes.get_errno())}"
         )

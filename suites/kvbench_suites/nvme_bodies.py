@@ -6,7 +6,8 @@ the same block, and a lane comes back to a block only after all its others.
 Data are checked twice. Each block that arrives in host memory is recognised at once by the stamps
 of its first and last sector, which costs a fraction of a microsecond; afterwards, outside the
 clock, every block that was touched is moved once more by the same engine and compared by XXH3-64.
-What is written differs between cases, processes and passes, so a write that did not happen is seen.
+What is written differs between cases and processes, and between eight passes over the file, so a
+write that did not happen is seen.
 
 Only the worker process imports this.
 """
@@ -60,7 +61,8 @@ class _FileStream(ABC):
         self._order = _order(context, self._depth)
         self._pattern = Pattern(context.seed)
         self._path = context.scratch / f"{self.direction}.dat"
-        ensure_file(self._path, context.plan.data_bytes, self._pattern)
+        whole_bytes = context.plan.data_bytes // SECTOR_BYTES * SECTOR_BYTES
+        ensure_file(self._path, whole_bytes, self._pattern)
         with BlockFile(self._path) as file:
             file.drop_cache()
         self._fill_buffers()  # first: cuFile registers a file with the CUDA context that is there
@@ -85,6 +87,8 @@ class _FileStream(ABC):
         """The file and the counters of the device below it."""
         storage = self._context.machine.storage
         stat_path = Path(storage.stat_path) if storage and storage.stat_path else None
+        if storage is not None and storage.filesystem == "btrfs":
+            stat_path = None  # it may lie on several drives, and only one of them is known
         return Watch(files=(self._path,), stat_path=stat_path, direction=self.direction)
 
     def observed(self) -> Observed:
@@ -234,9 +238,8 @@ class WriteBlocks(_FileStream):
 
     def verify(self) -> int:
         """Read back what was written, past the page cache where possible."""
-        if isinstance(self._file, BlockFile):
-            self._file.sync()
-        with BlockFile(self._path) as file:
+        with BlockFile(self._path, write=True) as file:
+            file.sync()  # whichever engine wrote: a dirty page cannot be dropped
             file.drop_cache()
             slots = [mapped_buffer(self.operation_bytes) for _ in range(self._depth)]
             return self._check(file, slots, self._expected)

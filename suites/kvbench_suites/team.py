@@ -80,6 +80,12 @@ def share_of(total: int, number: int, count: int, *, align: int = 1) -> tuple[in
     return edges[number], edges[number + 1]
 
 
+def nodes_of(cores: list[int], context: Context) -> list[int]:
+    """NUMA nodes that these cores span, if there are several; a single one needs no binding."""
+    nodes = [n.index for n in context.machine.numa_nodes if not set(cores).isdisjoint(n.cpus)]
+    return nodes if len(nodes) > 1 else []
+
+
 def team_cores(context: Context) -> list[int]:
     """The cores that the team runs on: of the CPU node asked for, within what we may use.
 

@@ -22,7 +22,7 @@ from kvbench.measure.pattern import Pattern
 from kvbench.measure.result import ProcessResult, State
 from kvbench.measure.rows import make_row
 from kvbench.measure.runner import CaseFinished, ProcessStarted, Setting, limit_of, run_case
-from kvbench.measure.suite import Case
+from kvbench.measure.suite import Case, Operation
 from kvbench.measure.worker import Failure
 from kvbench.units import KIB, MIB
 from kvbench_suites.dram import COPY
@@ -348,3 +348,45 @@ def run_here(case: Case, setting: Setting) -> worker.Result | Failure:
         scratch=str(setting.scratch),
     )
     return worker.run(assignment, lambda _message: None)
+
+
+def test_an_error_nobody_expected_reaches_the_row_with_its_last_line(setting: Setting) -> None:
+    nobodys = Operation(
+        name="dram.copy",
+        meaning="a body that is not there",
+        body="kvbench_suites.dram_bodies:NoSuchBody",
+        parameters=(),
+        label=lambda _params: "none",
+        path=lambda _params: "none",
+    )
+    row = measure(nobodys.case({}), setting)
+    assert (row.state, row.reason_code) == (State.FAILED, "worker_crashed")
+    assert row.reason is not None
+    assert "AttributeError" in row.reason
+
+
+def test_one_process_that_the_drive_did_not_serve_spoils_the_row() -> None:
+    def process(number: int, device_bytes: int) -> ProcessResult:
+        return ProcessResult(
+            process=number,
+            statistic="elapsed",
+            bytes_per_s=1e9,
+            payload_bytes=1000,
+            traffic_bytes=1000,
+            timed_bytes=900,
+            elapsed_s=1.0,
+            sample_bytes_per_s=[1e9] * 10,
+            sample_count=10,
+            warmup_samples=0,
+            stopped_by="time",
+            half_width=0.0,
+            autocorrelation=0.0,
+            slow_fraction=0.0,
+            steady=True,
+            device_bytes=device_bytes,
+            path_observed="POSIX, O_DIRECT",
+        )
+
+    done = [process(0, 1400), process(1, 1400), process(2, 0)]
+    row = make_row(READ_CASE, done, (None, "no link"), simulated=False)
+    assert (row.state, row.reason_code) == (State.INVALID, "device_bytes")

@@ -3,7 +3,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from kvbench.errors import CorruptDataError
+from kvbench.errors import CorruptDataError, TooFewSamplesError
 from kvbench.measure.body import Completions, Context, Observed, Watch
 from kvbench.measure.clock import FakeClock
 from kvbench.measure.sampler import Samples, sample
@@ -146,7 +146,7 @@ def test_a_stall_in_a_stream_is_in_the_figure() -> None:
 
 def test_a_stream_that_completes_nothing_is_refused() -> None:
     clock = FakeClock()
-    with pytest.raises(CorruptDataError, match="too few"):
+    with pytest.raises(TooFewSamplesError, match="too few"):
         sample(Stream(clock, 100.0), clock, Plan(warmup_s=0.1, time_limit_s=1.0), ignore)
 
 

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from kvbench.errors import CorruptDataError, TierUnavailableError
 from kvbench.geometry import KVGeometry
-from kvbench.machine import Cpu, Machine, Memory
+from kvbench.machine import Cpu, Machine, Memory, NumaNode
 from kvbench.measure.body import Context, StepBody
 from kvbench.measure.pattern import Pattern, digest
 from kvbench.measure.suite import Plan, Value
 from kvbench.store.posix import Bytes, mapped_buffer
 from kvbench_suites import dram_bodies
 from kvbench_suites.dram_bodies import CopyBlock, GatherPages, ScatterPages, allocate, fill
+from kvbench_suites.team import nodes_of
 
 KIB = 1024
 PAGE_BYTES, BLOCK_BYTES, TURN_BYTES = 3 * KIB, 24 * KIB, 48 * KIB
@@ -356,18 +358,18 @@ def test_a_body_can_be_torn_down_before_it_was_set_up(kind: type[Body]) -> None:
 def test_memory_is_taken_while_it_is_bound_to_the_node_that_was_asked_for(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bound: list[int | None] = []
-    seen: list[list[int | None]] = []
+    bound: list[tuple[int, ...]] = []
+    seen: list[tuple[int, ...]] = []
 
     @contextlib.contextmanager
-    def binding(node: int | None) -> Iterator[None]:
-        bound.append(node)
+    def binding(*nodes: int) -> Iterator[None]:
+        bound.append(nodes)
         yield
         bound.pop()
 
     class Asking(CopyBlock):
         def _memory(self, size_bytes: int) -> Bytes:
-            seen.append(list(bound))
+            seen.append(bound[-1])
             return super()._memory(size_bytes)
 
     monkeypatch.setattr(dram_bodies, "bind_memory", binding)
@@ -375,7 +377,15 @@ def test_memory_is_taken_while_it_is_bound_to_the_node_that_was_asked_for(
         body = Asking()
         body.set_up(context(memory_node=node))
         body.tear_down()
-    assert seen == [[None], [None], [3], [3]]
+    assert seen == [(), (), (3,), (3,)]
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core")
+def test_memory_of_a_team_on_two_nodes_is_spread_over_both(context: Callable[..., Context]) -> None:
+    two = [NumaNode(index=0, cpus=CORES[:1]), NumaNode(index=1, cpus=CORES[1:])]
+    machine = msgspec.structs.replace(SMALL, numa_nodes=two)
+    assert nodes_of(CORES, context(machine=machine)) == [0, 1]
+    assert nodes_of(CORES[:1], context(machine=machine)) == [], "one node needs no binding"
 
 
 @each_kind

@@ -40,7 +40,7 @@ def test_memory_is_bound_to_the_node_inside_the_block_and_nowhere_after_it() -> 
 
 @needs_numa
 def test_no_node_changes_nothing() -> None:
-    with bind_memory(None):
+    with bind_memory():
         assert policy() == (MPOL_DEFAULT, 0)
 
 
