@@ -1,7 +1,7 @@
 """Base units. Every stored number is in seconds or bytes; scaling happens here, for text.
 
 Sizes are printed with binary prefixes (a block of 2 MiB), rates with decimal ones (GB/s, as
-drives and links are sold), times with decimal ones.
+drives and links are sold).
 """
 
 import re
@@ -15,7 +15,6 @@ GIB = 1024 * MIB
 
 _BINARY = ((2**50, "PiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _RATES = ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s"))
-_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 # Half a unit in the last of three digits: 999.6 kB/s must become "1 MB/s", never "1e+03 kB/s".
 _ROUNDS_UP = 0.9995
 # As many digits as any size has: int() would refuse thousands of them with its own error.
@@ -73,11 +72,6 @@ def exact_bytes(value: int) -> str:
 def format_rate(bytes_per_s: float) -> str:
     """A rate with a decimal prefix and three digits: `1.02 GB/s`."""
     return _scale(bytes_per_s, _RATES)
-
-
-def format_time(value_s: float) -> str:
-    """A time with three digits: `612 µs`."""
-    return _scale(value_s, _TIMES)
 
 
 def _amount(text: str, *, bare: int) -> Fraction | None:
