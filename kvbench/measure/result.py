@@ -98,7 +98,11 @@ class ProcessResult(msgspec.Struct, frozen=True, kw_only=True):
     cautions: list[Caution] = []
     latency_count: int = 0
     latency_effective_count: float = 0.0
+    latency_p99_s: float | None = None  # where this process alone has the samples for it
     latency_histogram: str | None = None
+    block: int | None = None  # of `kvbench ab`: processes of one block ran side by side in time
+    order: str | None = None  # "AB" | "BA": which side of the block ran first
+    inject: float = 0.0  # share by which the worker slowed itself on purpose
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -143,6 +147,9 @@ class Report(msgspec.Struct, kw_only=True):
     started_at: str  # ISO 8601, UTC
     finished_at: str | None = None  # null while it runs and when it was interrupted
     simulated: str | None = None  # the device profile, when the devices were simulated
+    inject: dict[str, float] = {}  # glob → share by which matching cases were slowed on purpose
+    side: str | None = None  # of `kvbench ab`: how this side's workers were started
+    commit: str | None = None  # of the git repository of the working directory
     plan: dict[str, int | float]
     machine: Machine
     model: KVGeometry

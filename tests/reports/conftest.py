@@ -6,9 +6,11 @@ Their figures were chosen to exercise the renderers; nothing here was measured.
 import msgspec
 import pytest
 
+from kvbench.compare.record import Comparison
 from kvbench.geometry import load_geometry
 from kvbench.machine import Cgroup, Cpu, Cuda, Machine, Memory, Os, Storage
 from kvbench.measure.result import Caution, Latency, ProcessResult, Report, Row, State
+from tests.reports.comparisons import make_comparison
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 MEMCPY = "memcpy of 256 MiB on all cores, measured before the run"
@@ -251,3 +253,9 @@ def simulated() -> Report:
             for verb, rate in (("read", 6.9e9), ("write", 5.2e9))
         ],
     )
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    """Every verdict, and reasons of every kind."""
+    return make_comparison(SERVER)
