@@ -1,6 +1,7 @@
 """Errors a user can act on. The command line prints them as one line, without a traceback.
 
-Exit status: 0 ran, 2 usage, 4 nothing could be measured. 1 is left to Python for crashes, so
+Exit status: 0 ran, 2 usage, 3 a regression (a verdict, not an error), 4 nothing could be measured
+or compared, 5 inconclusive under --strict. 1 is left to Python for crashes, so
 that a crash can never be read as a verdict.
 """
 
@@ -18,6 +19,12 @@ class UsageError(KvbenchError):
 
 class NothingMeasuredError(KvbenchError):
     """A run ended without one row that holds a figure."""
+
+    exit_code = 4
+
+
+class NotComparableError(KvbenchError):
+    """Two reports are not of one machine and model, or share no metric."""
 
     exit_code = 4
 

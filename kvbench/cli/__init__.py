@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from kvbench import __version__
-from kvbench.cli import doctor, listing, plan, report, run
+from kvbench.cli import ab, calibrate, compare, doctor, history, listing, plan, report, run
 from kvbench.errors import KvbenchError
 
 app = typer.Typer(
@@ -28,12 +28,16 @@ app = typer.Typer(
 COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("run", run.run),
     ("report", report.report),
+    ("compare", compare.compare),
+    ("ab", ab.ab),
+    ("calibrate", calibrate.calibrate),
     ("plan", plan.plan),
     ("doctor", doctor.doctor),
     ("list", listing.list_suites),
 )
 for _name, _command in COMMANDS:
     app.command(_name)(_command)
+app.add_typer(history.history, name="history")
 
 
 def _show_version(wanted: bool) -> None:

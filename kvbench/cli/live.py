@@ -12,20 +12,21 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Column
 
+from kvbench.measure.pairs import PairFinished
 from kvbench.measure.result import HAS_FIGURE, Row
-from kvbench.measure.runner import CaseFinished, Event, ProcessStarted, Setting
-from kvbench.measure.suite import Case
+from kvbench.measure.runner import CaseFinished, Event, ProcessStarted
+from kvbench.measure.suite import Case, Plan
 from kvbench.measure.worker import Estimate
 from kvbench.units import format_rate
 
 STARTUP_S = 0.6  # guess of a worker's start and check, until real cases have been timed
 
 
-def make_live(cases: list[Case], setting: Setting) -> "TerminalLive | PlainLive":
+def make_live(cases: list[Case], plan: Plan) -> "TerminalLive | PlainLive":
     """The live view where standard error is a terminal, plain lines where it is not."""
     console = Console(stderr=True)
     if console.is_terminal:
-        return TerminalLive(cases, setting, console)
+        return TerminalLive(cases, plan, console)
     return PlainLive(len(cases))
 
 
@@ -42,7 +43,7 @@ class PlainLive:
             return
         self._done += 1
         with contextlib.suppress(OSError):  # a log that nobody reads any more is no reason to stop
-            sys.stderr.write(f"[{self._done}/{self._total}] {row_line(event.row)}\n")
+            sys.stderr.write(f"[{self._done}/{self._total}] {line_of(event)}\n")
             sys.stderr.flush()
 
     def __enter__(self) -> Self:
@@ -55,11 +56,9 @@ class PlainLive:
 class TerminalLive:
     """Case, process, current estimate and time left, on one line that is rewritten."""
 
-    def __init__(self, cases: list[Case], setting: Setting, console: Console) -> None:
+    def __init__(self, cases: list[Case], plan: Plan, console: Console) -> None:
         self._left = len(cases)
-        self._nominal_s = setting.plan.processes * (
-            setting.plan.warmup_s + setting.plan.time_limit_s + STARTUP_S
-        )
+        self._nominal_s = plan.processes * (plan.warmup_s + plan.time_limit_s + STARTUP_S)
         self._measured = 0
         self._measured_s = 0.0
         fixed = Column(no_wrap=True, min_width=1)
@@ -84,7 +83,8 @@ class TerminalLive:
         if isinstance(event, ProcessStarted):
             if event.process == 0:
                 self._case_began_s = time.monotonic()
-            self._what = f"{event.process + 1}/{event.processes} {event.case.id}"
+            side = f"{event.side} " if event.side else ""
+            self._what = f"{event.process + 1}/{event.processes} {side}{event.case.id}"
             self._describe(self._what)
         elif isinstance(event, CaseFinished):
             self._left -= 1
@@ -93,7 +93,7 @@ class TerminalLive:
                 self._measured_s += event.row.elapsed_s or 0.0
             self._progress.advance(self._task)
             if event.row.state in HAS_FIGURE:
-                self._progress.console.print(row_line(event.row), markup=False, highlight=False)
+                self._progress.console.print(line_of(event), markup=False, highlight=False)
         elif isinstance(event.message, Estimate):
             now = event.message
             width = f" ±{now.half_width:.1%}" if now.half_width is not None else ""
@@ -116,6 +116,13 @@ class TerminalLive:
         spent_s = min(time.monotonic() - self._case_began_s, each_s)
         minutes, seconds = divmod(round(each_s * self._left - spent_s), 60)
         return f"{minutes}:{seconds:02d}"
+
+
+def line_of(event: CaseFinished) -> str:
+    """A finished case; of a pair both rates."""
+    line = row_line(event.row)
+    base = event.base.bytes_per_s if isinstance(event, PairFinished) else None
+    return line if base is None else f"{line}  (A {format_rate(base)})"
 
 
 def row_line(row: Row) -> str:

@@ -1,6 +1,7 @@
-"""`kvbench report`: print a report that was measured before. Measures nothing, loads no torch."""
+"""`kvbench report`: print what was measured or compared before. Loads no torch."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,34 +11,55 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+HEAD_BYTES = 4096  # the schema is the first thing that a file of ours says
+
 
 def report(
-    file: Annotated[Path, typer.Argument(help="A report that `kvbench run` wrote.")],
+    file: Annotated[
+        Path, typer.Argument(help="What `kvbench run` wrote, or `kvbench compare --format json`.")
+    ],
     format_: Annotated[
-        str, typer.Option("--format", help="table, json, csv or markdown.", metavar="FORMAT")
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="table, json, csv, markdown, junit, github, gha-bench, gha-bench-smaller, bmf, "
+            "html.",
+        ),
     ] = "table",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write it there instead of printing it.")
+    ] = None,
 ) -> None:
-    """Print a report again: as tables, JSON, CSV or Markdown."""
+    """Print a report or a comparison again, in any format."""
     # Not at the top: `kvbench --help` needs neither the schema nor the renderers.
-    import msgspec
-
+    from kvbench.cli import compare
+    from kvbench.cli.output import emit
     from kvbench.errors import UsageError
     from kvbench.measure.result import decode_report, read_bytes
-    from kvbench_reports import FORMATS, json_, table
+    from kvbench_reports import FORMATS, github, json_, table
 
     if format_ not in FORMATS:
         raise UsageError(f"--format {format_!r}: expected one of {', '.join(FORMATS)}")
     data = read_bytes(file)
+    if re.search(rb'"schema"\s*:\s*"kvbench\.comparison/', data[:HEAD_BYTES]):
+        from kvbench.compare.record import decode_comparison
+
+        compare.show_comparison(decode_comparison(data, str(file)), format_, out, also_table=False)
+        return
     measured = decode_report(data, str(file))
-    if format_ == "table":
+    if format_ == "table" and out is None:
         table.show(measured, stdout_console(), str(file))
         return
     if format_ == "json":
+        import msgspec
+
         text = json_.render(measured, msgspec.json.decode(data))
     else:
         text = FORMATS[format_](measured)
-    # Bytes: a file is UTF-8 and has these line ends whatever the locale is.
-    typer.echo(text.encode(), nl=False)
+    emit(text, out)
+    if format_ == "github":
+        compare.append_summary(github.summary(measured))
 
 
 def stdout_console() -> "Console":

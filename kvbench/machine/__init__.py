@@ -5,7 +5,7 @@ never needs root, and never fails because a fact is missing: such a fact is None
 """
 
 from kvbench.machine.privacy import redact_argument, redact_path, redact_text
-from kvbench.machine.probe import probe_machine
+from kvbench.machine.probe import identity, probe_machine
 from kvbench.machine.record import (
     Cgroup,
     Cpu,
@@ -30,6 +30,7 @@ __all__ = [
     "NumaNode",
     "Os",
     "Storage",
+    "identity",
     "probe_machine",
     "redact_argument",
     "redact_path",

@@ -67,15 +67,25 @@ def fingerprint(machine: Machine) -> str:
     Over GPU models and driver major, CPU model and cores, memory to the nearest power of two, and
     the model, kind and file system of the drive. Free space, clocks and loads change nothing.
     """
+    values = list(identity(machine).values())
+    return hashlib.blake2b(msgspec.json.encode(values), digest_size=8).hexdigest()
+
+
+def identity(machine: Machine) -> dict[str, object]:
+    """What the fingerprint is over, by name, so that a difference can be named."""
     memory_bytes, storage = machine.memory.total_bytes, machine.storage
-    identity = [
-        sorted(gpu.name or "" for gpu in machine.visible_gpus),
-        (machine.cuda.driver_version or "").partition(".")[0],
-        machine.cpu.model,
-        machine.cpu.logical_cores,
-        round(math.log2(memory_bytes)) if memory_bytes else None,
-        [storage.device_model, storage.device_kind, storage.filesystem, len(storage.drives)]
+    return {
+        "GPUs": sorted(gpu.name or "" for gpu in machine.visible_gpus),
+        "driver major": (machine.cuda.driver_version or "").partition(".")[0],
+        "CPU": machine.cpu.model,
+        "cores": machine.cpu.logical_cores,
+        "memory (log2 bytes)": round(math.log2(memory_bytes)) if memory_bytes else None,
+        "drive (model, kind, filesystem, count)": [
+            storage.device_model,
+            storage.device_kind,
+            storage.filesystem,
+            len(storage.drives),
+        ]
         if storage
         else None,
-    ]
-    return hashlib.blake2b(msgspec.json.encode(identity), digest_size=8).hexdigest()
+    }

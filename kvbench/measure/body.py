@@ -32,6 +32,8 @@ class Context:
     seed: int  # the same for all processes of a run: they share the data files
     process: int
     scratch: Path | None  # None where no case of the run needs a directory
+    half: int = 0  # 1 on the second side of a pair, whose processes have the same seed and number
+    slowdown: float = 0.0  # share of work that a StreamBody is to do beyond what it tells of
 
     def count(self, name: str) -> int:
         """A parameter that is a number."""
@@ -123,4 +125,11 @@ class StreamBody(Body, Protocol):
 
     def watch(self) -> Watch | None:
         """The files and device counters that tell where the bytes really came from."""
+        ...
+
+    def slowed(self) -> float:
+        """Work done beyond what was told of, as a share of it: about `Context.slowdown`.
+
+        A StepBody has no such thing: the clock makes its steps longer.
+        """
         ...

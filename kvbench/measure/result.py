@@ -172,6 +172,17 @@ def decode_report(data: bytes, source: str) -> Report:
         UsageError: not a kvbench report, damaged, or of a newer major version.
     """
     try:
+        report = msgspec.json.decode(data, type=Report)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        _check_schema(data, source)  # says more than that a field of another version is wrong
+        raise UsageError(f"{source} is damaged: {error}") from None
+    if report.schema != SCHEMA:
+        _check_schema(data, source)
+    return report
+
+
+def _check_schema(data: bytes, source: str) -> None:
+    try:
         head = msgspec.json.decode(data, type=_Head)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"{source} is not a kvbench report: {error}") from None
@@ -185,10 +196,6 @@ def decode_report(data: bytes, source: str) -> Report:
             f"{source} has schema {head.schema!r}, this kvbench reads up to {SCHEMA!r}: "
             "upgrade kvbench to read it"
         )
-    try:
-        return msgspec.json.decode(data, type=Report)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise UsageError(f"{source} is damaged: {error}") from None
 
 
 def read_report(path: Path) -> Report:

@@ -174,8 +174,14 @@ def _cached(row: Row) -> Verdict:
 
 
 def _device_shares(row: Row) -> list[float]:
-    """What the device moved for each byte of payload, process by process."""
-    return [(each.device_bytes or 0) / max(each.payload_bytes, 1) for each in row.processes]
+    """What the device moved for each byte that it was asked for, process by process.
+
+    A process that was slowed on purpose asked for more than its payload.
+    """
+    return [
+        (each.device_bytes or 0) / max(each.payload_bytes * (1 + each.inject), 1)
+        for each in row.processes
+    ]
 
 
 def _other_path(row: Row) -> Verdict:

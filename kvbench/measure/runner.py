@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Self, cast
@@ -22,9 +22,11 @@ import msgspec
 
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
-from kvbench.measure.result import ProcessResult, Row, State
+from kvbench.measure.inject import format_share, injection_for, was_heeded
+from kvbench.measure.result import Caution, ProcessResult, Row, State
 from kvbench.measure.rows import empty_row, failed_row, make_row
-from kvbench.measure.simulated import PATH, Device, Profile
+from kvbench.measure.side import Side, worker_environ
+from kvbench.measure.simulated import PATH, Profile
 from kvbench.measure.suite import Case, Limit, Plan
 from kvbench.measure.worker import Assignment, Estimate, Failure, Message, Phase, Result
 
@@ -49,6 +51,11 @@ class Setting:
     limits: Mapping[str, float] = field(
         default_factory=dict[str, float]
     )  # tier → what the user says it can do
+    inject: Mapping[str, float] = field(
+        default_factory=dict[str, float]
+    )  # glob → share by which matching cases are slowed on purpose, the last given at the end
+    side: Side | None = None  # how the workers are started; None: as this process was
+    half: int = 0  # 1 on the second side of a pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class ProcessStarted:
     case: Case
     process: int
     processes: int
+    side: str | None = None  # of a pair: "A" | "B"; `process` then counts both sides' together
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class Progress:
     case: Case
     process: int
     message: Phase | Estimate
+    side: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +92,35 @@ Event = ProcessStarted | Progress | CaseFinished
 def run_case(case: Case, setting: Setting) -> Iterator[Event]:
     """Measure one case; the last event holds its row."""
     began_s = time.monotonic()
-    row = _unrunnable(case, setting)
+    row = unrunnable(case, setting)
     if row is None:
         plan = plan_for(case, setting.plan)
         done: list[ProcessResult] = []
         failure: Failure | None = None
         for process in range(plan.processes):
             yield ProcessStarted(case, process, plan.processes)
-            outcome = yield from _run_process(case, setting, plan, process)
+            outcome = yield from run_process(case, setting, process)
             if isinstance(outcome, Failure):
                 failure = outcome
                 break  # the next process would fail alike, and one that did not would hide this
             done.append(outcome)
-        if failure is not None:
-            row = failed_row(case, failure, done)
-        else:
-            row = make_row(
-                case, done, limit_of(case, setting), simulated=setting.profile is not None
-            )
+        row = row_of(case, setting, done, failure)
     row.elapsed_s = time.monotonic() - began_s
     yield CaseFinished(case, row)
+
+
+def row_of(
+    case: Case, setting: Setting, done: Sequence[ProcessResult], failure: Failure | None
+) -> Row:
+    """The row that a case's processes give, or that the failure of one of them gives."""
+    if failure is not None:
+        return failed_row(case, failure, done)
+    row = make_row(case, done, limit_of(case, setting), simulated=setting.profile is not None)
+    share = injection_for(case.id, setting.inject)
+    if share:
+        text = f"slowed by {format_share(share)} on purpose (--inject)"
+        row.warnings.append(Caution(code="injected", message=text))
+    return row
 
 
 def plan_for(case: Case, plan: Plan) -> Plan:
@@ -136,7 +154,8 @@ def limit_of(case: Case, setting: Setting) -> Limit:
     return case.operation.limit(case.params, setting.machine)
 
 
-def _unrunnable(case: Case, setting: Setting) -> Row | None:
+def unrunnable(case: Case, setting: Setting) -> Row | None:
+    """The row of a case that this machine, or the simulated one, cannot run."""
     if setting.profile is not None:
         if case.operation.tier in setting.profile.devices:
             return None
@@ -149,24 +168,38 @@ def _unrunnable(case: Case, setting: Setting) -> Row | None:
     return empty_row(case, State.SKIPPED, "unmet", reason)
 
 
-def _run_process(
-    case: Case, setting: Setting, plan: Plan, process: int
+def run_process(
+    case: Case, setting: Setting, process: int, side: str | None = None
 ) -> Generator[Event, None, ProcessResult | Failure]:
-    device = setting.profile.devices[case.operation.tier] if setting.profile else None
-    with _Worker(_assignment(case, setting, plan, process, device)) as worker:
+    """Measure a case once, in a fresh worker process; `side` is what its events say."""
+    plan = plan_for(case, setting.plan)
+    assignment = _assignment(case, setting, plan, process)
+    with _Worker(assignment, setting.side) as worker:
         for message in worker.messages(plan):
             if isinstance(message, Phase | Estimate):
-                yield Progress(case, process, message)
+                yield Progress(case, process, message, side)
             elif isinstance(message, Result):
-                return message.value
+                return _heeded(message.value, assignment.inject)
             else:
                 return message
     raise AssertionError("a worker's messages end with a result or a failure")
 
 
-def _assignment(
-    case: Case, setting: Setting, plan: Plan, process: int, device: Device | None
-) -> Assignment:
+def _heeded(result: ProcessResult, asked: float) -> ProcessResult | Failure:
+    """The result, if the worker slowed itself as it was asked; an old one does not know how to."""
+    if was_heeded(asked, result.inject):
+        return result
+    return Failure(
+        "failed",
+        "inject_ignored",
+        f"asked to be slowed by {format_share(asked)}, the worker was by "
+        f"{format_share(result.inject)}: too few operations for that, or a side whose kvbench "
+        "does not know --inject",
+    )
+
+
+def _assignment(case: Case, setting: Setting, plan: Plan, process: int) -> Assignment:
+    device = setting.profile.devices[case.operation.tier] if setting.profile else None
     return Assignment(
         body=PATH if device else case.operation.body,
         stream=case.operation.stream,
@@ -179,29 +212,32 @@ def _assignment(
         process=process,
         scratch=str(setting.scratch) if setting.scratch else None,
         device=device,
+        half=setting.half,
+        inject=injection_for(case.id, setting.inject),
     )
 
 
-def _environment(scratch: str | None) -> dict[str, str]:
+def _environment(scratch: str | None, side: Side | None) -> dict[str, str]:
     """CuFile writes its log to the current directory unless it is told another place."""
     log = str(Path(scratch) / "cufile.log") if scratch else os.devnull
-    return {"CUFILE_LOGFILE_PATH": log, **os.environ}
+    return {"CUFILE_LOGFILE_PATH": log, **worker_environ(side)}
 
 
 class _Worker:
     """One worker process: started, listened to, and ended whatever happens."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, side: Side | None) -> None:
         self._assignment = assignment
+        self._side = side
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvbench.measure.worker"],
+            [self._side.python if self._side else sys.executable, "-m", "kvbench.measure.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C goes to the run, which then decides
-            env=_environment(self._assignment.scratch),
+            env=_environment(self._assignment.scratch, self._side),
         )
         self._stderr: deque[str] = deque(maxlen=KEPT_STDERR_LINES)
         self._drain = threading.Thread(target=self._read_stderr, daemon=True)
@@ -239,7 +275,11 @@ class _Worker:
                 text = f"no result from “{phase}” within {allowed_s[phase]:.0f} s"
                 yield Failure("failed", "deadline", f"{text}; the worker was ended")
                 return
-            message = msgspec.json.decode(line, type=Message)
+            try:
+                message = msgspec.json.decode(line, type=Message)
+            except msgspec.MsgspecError as error:  # a side of another version
+                yield Failure("failed", "protocol", f"the worker's answer has no meaning: {error}")
+                return
             if isinstance(message, Phase):
                 phase = message.name
                 self._deadline_s = time.monotonic() + allowed_s[phase]

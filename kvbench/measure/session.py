@@ -8,7 +8,7 @@ import datetime as dt
 import json
 import shlex
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +19,8 @@ import msgspec
 from kvbench import __version__
 from kvbench.errors import UsageError
 from kvbench.machine import redact_argument, redact_text
+from kvbench.measure.checkout import working_commit
+from kvbench.measure.inject import check_injection
 from kvbench.measure.result import (
     HAS_FIGURE,
     Caution,
@@ -31,6 +33,7 @@ from kvbench.measure.result import (
     write_report,
 )
 from kvbench.measure.runner import CaseFinished, Event, Setting, run_case
+from kvbench.measure.side import FORMS, redact_side
 from kvbench.measure.suite import Case
 
 
@@ -41,16 +44,21 @@ class Session:
         self, suite: str, cases: Sequence[Case], setting: Setting, command: Sequence[str]
     ) -> None:
         _check_unique(cases)
+        check_injection(setting.inject, [case.id for case in cases])
         self.cases = list(cases)
-        self._setting = setting
+        self.setting = setting
+        side = setting.side
         self._raw: dict[str, Any] | None = None
         self.report = Report(
-            kvbench_version=__version__,
+            kvbench_version=(side and side.version) or __version__,
             session_id=uuid.uuid4().hex,
             suite=suite,
-            command=[redact_argument(word) for word in command],
+            command=[_redacted(word) for word in command],
             started_at=_now(),
             simulated=setting.profile.name if setting.profile else None,
+            inject=dict(setting.inject),
+            side=redact_side(side.name) if side else None,
+            commit=(side and side.commit) or working_commit(),
             plan=asdict(setting.plan) | {"seed": setting.seed} | _limits(setting),
             machine=setting.machine,
             model=setting.geometry,
@@ -74,6 +82,8 @@ class Session:
             ("machine", old.machine.fingerprint, new.machine.fingerprint),
             ("kvbench version", old.kvbench_version, new.kvbench_version),
             ("simulated profile", old.simulated, new.simulated),
+            ("--inject", list(old.inject.items()), list(new.inject.items())),
+            ("side", old.side, new.side),
             ("plan", old.plan | {"seed": 0}, new.plan | {"seed": 0}),
         ):
             if before != now:
@@ -81,22 +91,27 @@ class Session:
                     f"cannot resume {path}: its {name} differs; run it with the arguments of its "
                     "`command`, or start a new report with another -o"
                 )
-        definitions = {case.id: case.definition_hash for case in self.cases}
-        old.rows = [
-            row
-            for row in old.rows
-            # A case that failed is tried again; so is one whose definition has changed.
-            if row.id not in definitions
-            or (row.state is not State.FAILED and definitions[row.id] == row.definition_hash)
-        ]
-        self._setting = replace(self._setting, seed=int(old.plan["seed"]))
-        raw: dict[str, Any] = json.loads(data)
-        # Rows may have been dropped, so unknown fields are kept by id rather than by position.
-        by_id = {row.get("id"): row for row in raw.get("rows", [])}
-        raw["rows"] = [by_id[row.id] for row in old.rows]
-        self.report, self._raw = old, raw
+        self.setting = replace(self.setting, seed=int(old.plan["seed"]))
+        self.report, self._raw = old, json.loads(data)
         self.report.finished_at = None
+        definitions = {case.id: case.definition_hash for case in self.cases}
+        # A case that failed is tried again; so is one whose definition has changed.
+        self.discard(
+            row.id
+            for row in old.rows
+            if row.id in definitions
+            and (row.state is State.FAILED or definitions[row.id] != row.definition_hash)
+        )
         return len(old.rows)
+
+    def discard(self, ids: Iterable[str]) -> None:
+        """Drop the rows of these cases: they are pending again."""
+        unwanted = set(ids)
+        self.report.rows = [row for row in self.report.rows if row.id not in unwanted]
+        if self._raw is not None:
+            # Rows may have been dropped, so unknown fields are kept by id rather than by position.
+            by_id = {row.get("id"): row for row in self._raw.get("rows", [])}
+            self._raw["rows"] = [by_id[row.id] for row in self.report.rows if row.id in by_id]
 
     @property
     def pending(self) -> list[Case]:
@@ -106,7 +121,7 @@ class Session:
 
     def use(self, scratch: Path) -> None:
         """Let the cases write their data files there."""
-        self._setting = replace(self._setting, scratch=scratch)
+        self.setting = replace(self.setting, scratch=scratch)
 
     def run(self, path: Path) -> Iterator[Event]:
         """Measure what is missing, writing the report after each case.
@@ -115,15 +130,23 @@ class Session:
         there is a row to take its place.
         """
         for case in self.pending:
-            for event in run_case(case, self._setting):
+            for event in run_case(case, self.setting):
                 if isinstance(event, CaseFinished):
-                    _redact(event.row)
-                    event.row.warnings = [self._with_command(each) for each in event.row.warnings]
-                    self.report.rows.append(event.row)
-                    if self._raw is None and len(self.report.rows) == 1:
-                        keep_previous(path)
-                    self.write(path)
+                    self.add(event.row, path)
                 yield event
+        self.finish(path)
+
+    def add(self, row: Row, path: Path) -> None:
+        """Take a row into the report, and put the report on disk."""
+        _redact(row)
+        row.warnings = [self._with_command(each) for each in row.warnings]
+        self.report.rows.append(row)
+        if self._raw is None and len(self.report.rows) == 1:
+            keep_previous(path)
+        self.write(path)
+
+    def finish(self, path: Path) -> None:
+        """Say in the report that nothing is missing, and put it on disk."""
         self.report.finished_at = _now()
         self.write(path)
 
@@ -174,6 +197,11 @@ def _redact(row: Row) -> None:
     row.warnings = [
         msgspec.structs.replace(each, message=redact_text(each.message)) for each in row.warnings
     ]
+
+
+def _redacted(word: str) -> str:
+    """A word of the command line; a side may hold paths behind its own prefix."""
+    return redact_side(word) if word.startswith(FORMS) else redact_argument(word)
 
 
 def _quoted(word: str) -> str:

@@ -110,7 +110,8 @@ class _Simulated:
         """Draw this process's luck."""
         self._block_bytes = context.count("block_bytes")
         case_seed = hash_of(context.params)
-        self._noise = _Noise(self._device, (context.seed, case_seed, context.process))
+        seed = (context.seed, case_seed, context.process, context.half)
+        self._noise = _Noise(self._device, seed)
 
     def verify(self) -> int:
         """Nothing arrived, so nothing can be wrong."""
@@ -144,6 +145,7 @@ class SimulatedStream(_Simulated):
         super().set_up(context)
         self.operation_bytes = self._block_bytes
         self._queue_depth = int(context.params.get("queue_depth", 1))
+        self._slowdown = context.slowdown
         self._next_ns = 0.0
 
     operation_bytes = 0
@@ -160,7 +162,7 @@ class SimulatedStream(_Simulated):
         while wait_s > 0 and (not ends or self._next_ns < until_ns):
             rate = self._device.true_bytes_per_s(self._block_bytes, self._queue_depth)
             gap_ns = self._block_bytes / (rate * self._noise.next()) * _S_TO_NS
-            self._next_ns += gap_ns
+            self._next_ns += gap_ns * (1 + self._slowdown)
             ends.append(self._next_ns)
             latencies.append(gap_ns * self._queue_depth)  # Little's law
         self._fake.advance(max(wait_s, self._next_ns / _S_TO_NS - self._fake.now_s()))
@@ -172,6 +174,10 @@ class SimulatedStream(_Simulated):
     def watch(self) -> Watch | None:
         """No file and no device is below it."""
         return None
+
+    def slowed(self) -> float:
+        """The share that was asked for: operations come that much later, each as fast as before."""
+        return self._slowdown
 
 
 def hash_of(params: dict[str, int | str | bool]) -> int:

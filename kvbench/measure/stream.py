@@ -3,6 +3,11 @@
 One thread a lane; a lane starts its next operation as soon as the last one is done, so the load
 is closed: the queue depth is held, the arrival rate follows. Operations must release the GIL
 while they wait (preadv, pwritev and KvikIO do). Knows nothing of files.
+
+A stream can be slowed on purpose. Sleeping would not do it: on a drive that is busy, one lane's
+pause is another's gain. So a lane does operations that it does not tell of, `slowdown` of them for
+each that it tells of: throughput falls to 1 / (1 + slowdown), and the latency of the operations
+that are told of stays what it was.
 """
 
 import threading
@@ -23,8 +28,16 @@ class LaneStuckError(RuntimeError):
 class Lanes:
     """`operate(lane, n)` does the n-th operation of a lane and returns when it is complete."""
 
-    def __init__(self, queue_depth: int, operate: Callable[[int, int], object]) -> None:
+    def __init__(
+        self,
+        queue_depth: int,
+        operate: Callable[[int, int], object],
+        *,
+        slowdown: float = 0.0,
+    ) -> None:
         self._operate = operate
+        self._slowdown = slowdown
+        self._counts = [0] * queue_depth
         self._ends_ns: list[list[int]] = [[] for _ in range(queue_depth)]
         self._latencies_ns: list[list[int]] = [[] for _ in range(queue_depth)]
         self._seen = [0] * queue_depth
@@ -71,13 +84,20 @@ class Lanes:
                 raise LaneStuckError(f"an operation did not complete within {JOIN_S:.0f} s")
 
     def counts(self) -> list[int]:
-        """Operations that each lane has completed."""
-        return [len(ends) for ends in self._ends_ns]
+        """Operations that each lane has completed, also those it did not tell of."""
+        return list(self._counts)
+
+    def slowed(self) -> float:
+        """Operations that were not told of, for each that was; of a stream that has stopped."""
+        told = sum(len(ends) for ends in self._ends_ns)
+        return (sum(self._counts) - told) / told if told else 0.0
 
     def _run(self, lane: int) -> None:
         now_ns, operate = time.perf_counter_ns, self._operate
         ends, latencies = self._ends_ns[lane], self._latencies_ns[lane]
         n = 0
+        # Lanes begin with different parts of one, so that they do not all fall behind at once.
+        owed = (lane + 0.5) / len(self._threads)
         try:
             while not self._stopping:
                 began = now_ns()
@@ -86,6 +106,13 @@ class Lanes:
                 latencies.append(ended - began)
                 ends.append(ended)
                 n += 1
+                self._counts[lane] = n
+                owed += self._slowdown
+                while owed >= 1:  # also when the stream stops: what is owed belongs to what counts
+                    operate(lane, n)
+                    n += 1
+                    self._counts[lane] = n
+                    owed -= 1
         except BaseException as failure:  # noqa: BLE001  re-raised by poll, in the caller's thread
             self._failure = failure
             self._stopping = True

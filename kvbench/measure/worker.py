@@ -18,21 +18,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+import numpy as np
 
 from kvbench.errors import CorruptDataError, KvbenchError, TierUnavailableError
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
 from kvbench.measure.body import Body, Context, StepBody, StreamBody, Watch
-from kvbench.measure.clock import Clock, CudaClock, FakeClock, HostClock
+from kvbench.measure.clock import Clock, CudaClock, FakeClock, HostClock, Stretched
 from kvbench.measure.evidence import device_bytes, resident_share
 from kvbench.measure.latency import encode, thin
 from kvbench.measure.result import ProcessResult
 from kvbench.measure.sampler import Samples, sample
 from kvbench.measure.simulated import Device, SimulatedStep, SimulatedStream
+from kvbench.measure.stats import LEAST_FOR_PERCENTILE
 from kvbench.measure.stream import LaneStuckError
 from kvbench.measure.suite import Plan
 
 MOST_SAMPLES_KEPT = 1000
+S_PER_NS = 1e-9
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +52,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     process: int
     scratch: str | None = None
     device: Device | None = None  # simulate this instead
+    half: int = 0  # 1 on the second side of a pair
+    inject: float = 0.0  # share by which to slow the work down, on purpose
 
 
 class Estimate(msgspec.Struct, frozen=True, tag="estimate"):
@@ -159,7 +164,11 @@ def _measure(
         seed=assignment.seed,
         process=assignment.process,
         scratch=Path(assignment.scratch) if assignment.scratch else None,
+        half=assignment.half,
+        slowdown=assignment.inject if isinstance(body, StreamBody) else 0.0,
     )
+    if assignment.inject and not isinstance(body, StreamBody):
+        clock = Stretched(clock, assignment.inject)
     send(Phase("set up"))
     body.set_up(context)
     send(Phase("measure"))
@@ -177,7 +186,10 @@ def _measure(
     after = _look(watch)
     send(Phase("verify"))
     verified_bytes = body.verify()
-    return _process_result(assignment, samples, body, (before, after), verified_bytes)
+    result = _process_result(assignment, samples, body, (before, after), verified_bytes)
+    slowed = clock.share if isinstance(clock, Stretched) else 0.0
+    slowed = body.slowed() if isinstance(body, StreamBody) else slowed
+    return msgspec.structs.replace(result, inject=slowed)
 
 
 def _process_result(
@@ -190,6 +202,7 @@ def _process_result(
     (device_before, resident_before), (device_after, resident_after) = looks
     observed = body.observed()
     has_latencies = samples.latencies_ns.size > 0
+    effective_latencies = samples.effective_latencies
     device = None
     if device_before is not None and device_after is not None:
         device = device_after - device_before
@@ -217,9 +230,17 @@ def _process_result(
         path_evidence=observed.evidence,
         cautions=list(observed.cautions),
         latency_count=int(samples.latencies_ns.size),
-        latency_effective_count=samples.effective_latencies,
+        latency_effective_count=effective_latencies,
+        latency_p99_s=_p99_s(samples, effective_latencies),
         latency_histogram=encode(samples.latencies_ns) if has_latencies else None,
     )
+
+
+def _p99_s(samples: Samples, effective_count: float) -> float | None:
+    """This process's own; None where so few samples leave fewer than ten beyond it."""
+    if effective_count < LEAST_FOR_PERCENTILE[99.0]:
+        return None
+    return float(np.percentile(samples.latencies_ns, 99)) * S_PER_NS
 
 
 def _look(watch: Watch | None) -> tuple[int | None, float | None]:

@@ -19,37 +19,35 @@ _SPECIAL = re.compile(r"[\\`*\[\]<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
 def render(report: Report) -> str:
     """The whole report as GitHub-flavoured Markdown."""
     warned = collect_warnings(report)
-    blocks = [[f"## kvbench report: suite {_plain(report.suite)}"]]
-    blocks.append(
-        [f"- **{name}**: {_plain(SEPARATOR.join(facts))}" for name, facts in head(report)]
-    )
+    blocks = [[f"## kvbench report: suite {plain(report.suite)}"]]
+    blocks.append([f"- **{name}**: {plain(SEPARATOR.join(facts))}" for name, facts in head(report)])
     for view in tier_views(report, warned):
-        blocks.append([f"### {_plain(view.tier)}: {view.summary}"])
+        blocks.append([f"### {plain(view.tier)}: {view.summary}"])
         blocks.append(list(_table(view)))
-        blocks.append([f"- {_plain(note.text)}" for note in view.notes])
+        blocks.append([f"- {plain(note.text)}" for note in view.notes])
     if warned:
         blocks += [["### warnings"], list(_warnings(warned))]
-    blocks.append([f"**{_plain(closing(report))}.**"])
+    blocks.append([f"**{plain(closing(report))}.**"])
     notice = simulated_notice(report)
     if notice:
-        blocks.append([f"**{_plain(notice)}.**"])
+        blocks.append([f"**{plain(notice)}.**"])
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
 def _table(view: TierView) -> Iterator[str]:
     titles = [f"{column.title} ({column.unit})" for column in view.columns]
-    yield _cells(["case", *titles, "state", "notes"])
-    yield _cells([":---", *("---:" for _ in titles), ":---", ":---"])
+    yield cells(["case", *titles, "state", "notes"])
+    yield cells([":---", *("---:" for _ in titles), ":---", ":---"])
     for line in view.lines:
         if isinstance(line, Skipped):
-            title = _id(line.title) if len(line.cases) == 1 else line.title
-            yield _cells([title, *("" for _ in titles), "skipped", _plain(line.reason)])
+            title = code_cell(line.title) if len(line.cases) == 1 else line.title
+            yield cells([title, *("" for _ in titles), "skipped", plain(line.reason)])
         else:
-            yield _cells([_id(line.case), *_figures(view, line), _state(line), _note(line)])
+            yield cells([code_cell(line.case), *_figures(view, line), _state(line), _note(line)])
 
 
 def _figures(view: TierView, line: Line) -> list[str]:
-    return [_plain(line.cells[column.key]) for column in view.columns]
+    return [plain(line.cells[column.key]) for column in view.columns]
 
 
 def _state(line: Line) -> str:
@@ -57,30 +55,33 @@ def _state(line: Line) -> str:
 
 
 def _note(line: Line) -> str:
-    return _plain(line.note or "")
+    return plain(line.note or "")
 
 
 def _warnings(warned: Sequence[Warned]) -> Iterator[str]:
     for warning in warned:
         caution = warning.caution
-        text = f"{_plain(caution.message)} ({_plain(caution.code)}, {warning.extent})"
-        fix = f" Fix: {_code(caution.fix)}" if caution.fix else ""
+        text = f"{plain(caution.message)} ({plain(caution.code)}, {warning.extent})"
+        fix = f" Fix: {code(caution.fix)}" if caution.fix else ""
         yield f"- **{warning.label}** {text}.{fix}"
 
 
-def _cells(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def cells(texts: Sequence[str]) -> str:
+    """One line of a table; the texts are escaped before."""
+    return f"| {' | '.join(texts)} |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Text that Markdown reads as text."""
     return _SPECIAL.sub(r"\\\g<0>", clean(text))
 
 
-def _id(text: str) -> str:
-    return _code(text).replace("|", r"\|")  # a pipe ends a cell even inside a code span
+def code_cell(text: str) -> str:
+    """A code span in a table."""
+    return code(text).replace("|", r"\|")  # a pipe ends a cell even inside a code span
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A code span; its fence is longer than any run of backticks in it."""
     line = clean(text)
     longest = max((len(run) for run in re.findall("`+", line)), default=0)

@@ -1,12 +1,12 @@
 """The terminal table: parts for the head, each tier, the warnings and the closing lines.
 
 Each part is laid out when it is printed, for the width it is printed at. Opens nothing, and prints
-nothing but in `show`, which is given the console.
+nothing but in `show` and `print_parts`, which are given the console.
 """
 
 import io
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from kvbench_reports.words import clean
 
 PLAIN_WIDTH = 100  # where there is no terminal to ask
 # One character for one, so that columns stay in line; used where the encoding lacks the first.
-_SUBSTITUTES = {"\N{EN DASH}": "-", "─": "-", "·": "-", "µ": "u", "±": "~"}
+_SUBSTITUTES = dict(zip("\N{EN DASH}─·µ±…│┼┊├┤●◄►", "---u~.|+:[]o<>", strict=True))
 
 
 def tables(report: Report, path: str = "FILE") -> list[RenderableType]:
@@ -30,31 +30,41 @@ def tables(report: Report, path: str = "FILE") -> list[RenderableType]:
     again = f"kvbench report {shlex.quote(path)} --format markdown"
     views = tier_views(report, warned)
     return [
-        _Part(partial(_head, report)),
-        *(_Part(partial(tier_lines, view)) for view in views),
-        *([_Part(partial(_warnings, warned))] if warned else []),
-        _Part(partial(_closing, report, again=again)),
+        Part(partial(_head, report)),
+        *(Part(partial(tier_lines, view)) for view in views),
+        *([Part(partial(_warnings, warned))] if warned else []),
+        Part(partial(_closing, report, again=again)),
     ]
 
 
 def show(report: Report, console: Console, path: str = "FILE") -> None:
     """Print a report to a console, a blank line between its parts."""
-    for index, part in enumerate(tables(report, path)):
+    print_parts(tables(report, path), console)
+
+
+def render(report: Report) -> str:
+    """The tables as text without colour, `PLAIN_WIDTH` wide."""
+    return plain_text(tables(report))
+
+
+def print_parts(parts: Sequence[RenderableType], console: Console) -> None:
+    """Print parts to a console, a blank line between them."""
+    for index, part in enumerate(parts):
         if index:
             console.print()
         # Soft wrap leaves a long command in one piece, so that it can be copied.
         console.print(part, soft_wrap=True)
 
 
-def render(report: Report) -> str:
-    """The tables as text without colour, `PLAIN_WIDTH` wide."""
+def plain_text(parts: Sequence[RenderableType]) -> str:
+    """Parts as text without colour, `PLAIN_WIDTH` wide."""
     text = io.StringIO()
-    show(report, Console(file=text, width=PLAIN_WIDTH, force_terminal=False))
+    print_parts(parts, Console(file=text, width=PLAIN_WIDTH, force_terminal=False))
     return text.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Something that Rich can print, once it knows the width."""
 
     lay_out: Callable[[int], Iterator[Text]]
@@ -85,13 +95,18 @@ def _can_encode(text: str, encoding: str) -> bool:
 
 
 def _head(report: Report, width: int) -> Iterator[Text]:
-    lines = head(report)
+    return labelled(head(report), width, {SIMULATED: f"bold {STYLES[State.SIMULATED]}"})
+
+
+def labelled(
+    lines: Sequence[tuple[str, Sequence[str]]], width: int, styles: Mapping[str, str]
+) -> Iterator[Text]:
+    """Labels and their facts, in two columns; `styles` are of the facts, by label."""
     labels = max(len(label) for label, _ in lines) + 2
     for label, facts in lines:
-        style = f"bold {STYLES[State.SIMULATED]}" if label == SIMULATED else ""
         for index, line in enumerate(_packed(facts, min(width, READABLE + labels) - labels)):
             name = "" if index else label
-            yield Text.assemble((name.ljust(labels), "bold"), (line, style))
+            yield Text.assemble((name.ljust(labels), "bold"), (line, styles.get(label, "")))
 
 
 def _packed(facts: Sequence[str], width: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ of rows, columns or formats.
 
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from statistics import median
 
 from kvbench.units import GIB, KIB, MIB
@@ -16,8 +17,12 @@ _DEFAULT_DIGITS, _LEAST_DIGITS, _MOST_DIGITS = 3, 2, 4
 _NOTHING = 1e-30  # below, there is no unit, and rounding would overflow
 _SMALLEST_SHARE = 0.001  # one tenth of a percent, the last digit that `percent` prints
 _WHOLE_FROM = 0.0995  # 9.95 % would round to 10.0
+_MOST_CHANGE = 99.99  # a share; beyond, only that it is beyond is of interest
 _TIMES = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
+_RATES = (("TB/s", 1e12), ("GB/s", 1e9), ("MB/s", 1e6), ("kB/s", 1e3), ("B/s", 1.0))
 _SIZES = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB), ("B", 1))
+
+_STARTS_A_FORMULA = ("=", "+", "-", "@")
 
 Scale = tuple[str, float]  # a unit and its value in base units
 
@@ -25,7 +30,15 @@ Scale = tuple[str, float]  # a unit and its value in base units
 def clean(text: str) -> str:
     """One line of printable characters: what cannot be printed is written as an escape."""
     line = " ".join(text.split())
+    if line.isprintable():
+        return line
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def spreadsheet_text(text: str) -> str:
+    """A cleaned line that no spreadsheet takes for a formula; a number keeps its sign."""
+    line = clean(text)
+    return f"'{line}" if line.startswith(_STARTS_A_FORMULA) and not _is_number(line) else line
 
 
 def number(value: float, digits: int = _DEFAULT_DIGITS) -> str:
@@ -63,6 +76,32 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.{0 if fraction >= _WHOLE_FROM else 1}f}"
 
 
+def signed_percent(share: float | None, decimals: int = 1) -> str:
+    """A change in percent with its sign: `+14.5`, `-5.1`, `0.0`; `>+9,999` beyond."""
+    if share is None or not math.isfinite(share):
+        return NONE
+    if share > _MOST_CHANGE:
+        return f">+{100 * _MOST_CHANGE:,.0f}"
+    text = f"{100 * share:+,.{decimals}f}"
+    return text[1:] if float(text[1:].replace(",", "")) == 0 else text
+
+
+def short_percent(share: float) -> str:
+    """A chosen share in percent, as it was written: `5`, `2.5`."""
+    return f"{100 * share:.4g}"
+
+
+def moment(text: str) -> str:
+    """An ISO instant as `2026-11-25 16:01 UTC`; another text as it is."""
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        return clean(text)
+    if instant.tzinfo is None:
+        return clean(text)
+    return f"{instant.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def size_scale(values_bytes: Iterable[int]) -> Scale:
     """The largest binary unit in which no value is below one."""
     least = min(values_bytes, default=1)
@@ -71,8 +110,12 @@ def size_scale(values_bytes: Iterable[int]) -> Scale:
 
 def time_scale(values_s: Iterable[float]) -> Scale:
     """The unit in which the middle value is readable."""
-    middle = median(list(values_s) or [1.0])
-    return next((scale for scale in _TIMES if middle >= scale[1]), _TIMES[-1])
+    return _middle_scale(values_s, _TIMES)
+
+
+def rate_scale(values_bytes_per_s: Iterable[float]) -> Scale:
+    """The decimal unit in which the middle value is readable."""
+    return _middle_scale(values_bytes_per_s, _RATES)
 
 
 def size(value_bytes: int, scale: Scale) -> str:
@@ -84,6 +127,19 @@ def size(value_bytes: int, scale: Scale) -> str:
 def count(how_many: int, noun: str) -> str:
     """`1 row`, `2 rows`, `1,024 rows`."""
     return f"{how_many:,} {noun}{'' if how_many == 1 else 's'}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _middle_scale(values: Iterable[float], scales: tuple[Scale, ...]) -> Scale:
+    middle = median(list(values) or [1.0])
+    return next((scale for scale in scales if middle >= scale[1]), scales[-1])
 
 
 def _exponent(value: float) -> int:

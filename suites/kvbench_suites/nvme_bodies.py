@@ -6,8 +6,8 @@ the same block, and a lane comes back to a block only after all its others.
 Data are checked twice. Each block that arrives in host memory is recognised at once by the stamps
 of its first and last sector, which costs a fraction of a microsecond; afterwards, outside the
 clock, every block that was touched is moved once more by the same engine and compared by XXH3-64.
-What is written differs between cases and processes, and between eight passes over the file, so a
-write that did not happen is seen.
+What is written differs between cases, processes and the two sides of a pair, and between eight
+passes over the file, so a write that did not happen is seen.
 
 Only the worker process imports this.
 """
@@ -72,7 +72,7 @@ class _FileStream(ABC):
 
     def start(self) -> None:
         """Begin."""
-        self._lanes = Lanes(self._depth, self._operate)
+        self._lanes = Lanes(self._depth, self._operate, slowdown=self._context.slowdown)
         self._lanes.start()
 
     def poll(self, wait_s: float) -> Completions:
@@ -90,6 +90,10 @@ class _FileStream(ABC):
         if storage is not None and storage.filesystem == "btrfs":
             stat_path = None  # it may lie on several drives, and only one of them is known
         return Watch(files=(self._path,), stat_path=stat_path, direction=self.direction)
+
+    def slowed(self) -> float:
+        """Operations beyond those told of, as a share; each moves the lane's next block."""
+        return self._running.slowed()
 
     def observed(self) -> Observed:
         """The path as the kernel and KvikIO tell it."""
@@ -294,8 +298,8 @@ def ensure_file(path: Path, size_bytes: int, pattern: Pattern) -> None:
 
 
 def _content_seed(context: Context) -> int:
-    """Another one for each case and process, so that no two of them write the same bytes."""
-    text = repr((sorted(context.params.items()), context.process))
+    """Another one for each case, process and side, so that no two of them write the same bytes."""
+    text = repr((sorted(context.params.items()), context.process, context.half))
     return context.seed << 32 | zlib.crc32(text.encode())
 
 

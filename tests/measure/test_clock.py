@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from kvbench.errors import TierUnavailableError
-from kvbench.measure.clock import Clock, CudaClock, FakeClock, HostClock
+from kvbench.measure import clock as clocks
+from kvbench.measure.clock import Clock, CudaClock, FakeClock, HostClock, Stretched
 
 
 class Device:
@@ -146,6 +147,104 @@ def test_the_time_for_limits_goes_on_by_itself(clock: Clock) -> None:
     before_s = clock.now_s()
     time.sleep(0.001)
     assert clock.now_s() - before_s >= 0.001
+
+
+# ---------------------------------------------------------------- slowed on purpose
+
+
+@pytest.mark.parametrize("clock", [HostClock(), FakeClock(), CudaClock(Device())])
+def test_a_stretched_step_is_run_once_and_its_bytes_are_handed_back(clock: Clock) -> None:
+    calls: list[int] = []
+
+    def step() -> int:
+        calls.append(1)
+        return 4096
+
+    assert Stretched(clock, 0.5).time(step)[0] == 4096
+    assert calls == [1]
+
+
+def test_on_the_fake_clock_a_share_is_exact_and_follows_each_step() -> None:
+    fake = FakeClock()
+    clock = Stretched(fake, 0.08)
+
+    def step() -> int:
+        fake.advance(seconds)
+        return 1
+
+    for seconds in (1.0, 3.0):
+        assert clock.time(step)[1] == pytest.approx(1.08 * seconds)
+    assert clock.now_s() == fake.now_s() == pytest.approx(4.32)
+
+
+def test_on_the_host_a_stretched_step_really_takes_longer() -> None:
+    plain_s: list[float] = []
+
+    def step() -> int:
+        began_s = time.perf_counter()
+        time.sleep(0.01)
+        plain_s.append(time.perf_counter() - began_s)
+        return 1
+
+    _, took_s = Stretched(HostClock(), 2.0).time(step)
+    assert took_s >= 3 * plain_s[0]
+    assert took_s < 3 * plain_s[0] + 1.0, "no more than another load can explain"
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A device whose host lives in the same made-up time, a microsecond for each look at it."""
+    device = Device()
+
+    def look_ns() -> int:
+        device.host_s += 1e-6
+        return round(device.host_s * 1e9)
+
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter_ns=look_ns))
+    return device
+
+
+def test_the_cuda_span_grows_by_the_share_of_each_step(device: Device) -> None:
+    clock = Stretched(CudaClock(device), 0.08)
+
+    def step() -> int:
+        device.enqueue(seconds)
+        return 1
+
+    for seconds in (0.002, 0.004, 0.002):
+        assert clock.time(step)[1] == pytest.approx(1.08 * seconds, abs=5e-6)
+
+
+def test_a_cuda_step_whose_launches_take_longer_than_its_work_is_stretched_as_a_whole(
+    device: Device,
+) -> None:
+    def step() -> int:
+        for _ in range(10):
+            device.host_s += 1e-4  # a launch
+            device.enqueue(1e-5)
+        return 1
+
+    assert Stretched(CudaClock(device), 1.0).time(step)[1] == pytest.approx(2.02e-3, rel=0.01)
+
+
+@pytest.mark.gpu
+def test_a_stretched_copy_on_a_real_device_takes_longer_by_the_share() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    size = 2**30
+    source = torch.zeros(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+
+    def copy() -> int:
+        target.copy_(source)
+        return size
+
+    plain = CudaClock()
+    clocks_in_turn = (plain, Stretched(plain, 0.10))
+    spans_s = [[clock.time(copy)[1] for clock in clocks_in_turn] for _ in range(50)]
+    first_s, second_s = (sorted(column)[25] for column in zip(*spans_s, strict=True))
+    assert second_s / first_s == pytest.approx(1.10, abs=0.03)
 
 
 @pytest.mark.gpu

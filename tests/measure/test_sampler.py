@@ -67,6 +67,9 @@ class Stream(Parts):
     def watch(self) -> Watch | None:
         return None
 
+    def slowed(self) -> float:
+        return 0.0
+
 
 def run_steps(durations_s: list[float], plan: Plan) -> Samples:
     clock = FakeClock()

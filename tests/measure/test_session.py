@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,3 +61,58 @@ def test_globs_select_by_id_in_the_order_of_the_suite() -> None:
     assert select(CASES, []) == CASES
     with pytest.raises(UsageError, match="--only 'nvme\\*' matches no case; there are 3"):
         select(CASES, ["*/1MiB/*", "nvme*"])
+
+
+def slowed(llama: KVGeometry, inject: dict[str, float]) -> Session:
+    setting = Setting(
+        geometry=llama,
+        machine=Machine(),
+        plan=QUICK,
+        profile=load_profile("steady"),
+        inject=inject,
+    )
+    return Session("mine", CASES, setting, ())
+
+
+def test_a_report_says_what_was_slowed_on_purpose(llama: KVGeometry, tmp_path: Path) -> None:
+    running = slowed(llama, {"dram.copy/*/1MiB/*": 0.08})
+    list(running.run(tmp_path / "r.json"))
+    report = read_report(tmp_path / "r.json")
+    assert report.inject == {"dram.copy/*/1MiB/*": 0.08}
+    codes = [[caution.code for caution in row.warnings] for row in report.rows]
+    assert codes == [["injected"], [], []]
+    assert [row.processes[0].inject for row in report.rows] == [0.08, 0.0, 0.0]
+
+
+def test_an_injection_that_would_slow_nothing_is_refused_before_measuring(
+    llama: KVGeometry,
+) -> None:
+    with pytest.raises(UsageError, match=r"--inject 'nvme\.\*=\+8 %' matches no case"):
+        slowed(llama, {"nvme.*": 0.08})
+
+
+def test_a_run_with_another_injection_is_not_resumed(llama: KVGeometry, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    list(slowed(llama, {"dram.*": 0.08}).run(path))
+    assert slowed(llama, {"dram.*": 0.08}).resume(path) == 3
+    others: list[dict[str, float]] = [{}, {"dram.*": 0.09}, {"dram.copy/*": 0.08}]
+    for other in others:
+        with pytest.raises(UsageError, match="its --inject differs"):
+            slowed(llama, other).resume(path)
+
+
+def test_fields_of_a_newer_kvbench_survive_resuming_row_by_row(
+    llama: KVGeometry, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.json"
+    list(session(llama, CASES).run(path))
+    raw = json.loads(path.read_text())
+    for row in raw["rows"]:
+        row["from_the_future"] = row["id"]
+    raw["rows"][0]["state"] = "failed"  # so it is measured again, and comes last
+    path.write_text(json.dumps(raw))
+    again = session(llama, CASES)
+    assert again.resume(path) == 2
+    list(again.run(path))
+    after = {row["id"]: row.get("from_the_future") for row in json.loads(path.read_text())["rows"]}
+    assert after == {CASES[1].id: CASES[1].id, CASES[2].id: CASES[2].id, CASES[0].id: None}

@@ -35,7 +35,7 @@ class Operation:
             self.spans_ns[lane, n] = (began, time.perf_counter_ns())
 
 
-Make = Callable[[int, Callable[[int, int], object]], Lanes]
+Make = Callable[..., Lanes]
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def make() -> Iterator[Make]:
     """Lanes that are stopped whatever a test finds."""
     made: list[Lanes] = []
 
-    def one(depth: int, operate: Callable[[int, int], object]) -> Lanes:
-        made.append(Lanes(depth, operate))
+    def one(depth: int, operate: Callable[[int, int], object], slowdown: float = 0.0) -> Lanes:
+        made.append(Lanes(depth, operate, slowdown=slowdown))
         return made[-1]
 
     yield one
@@ -86,6 +86,57 @@ def test_each_lane_counts_its_own_operations_from_zero_without_a_gap(make: Make)
     for lane, count in enumerate(lanes.counts()):
         assert [n for where, n in operation.calls if where == lane] == list(range(count))
         assert count > 3
+
+
+# ---------------------------------------------------------------- slowed on purpose
+
+
+@pytest.mark.parametrize(("slowdown", "depth"), [(1.0, 3), (0.25, 1), (0.08, 4), (2.5, 2)])
+def test_a_slowed_stream_does_the_share_of_operations_that_it_does_not_tell_of(
+    make: Make, slowdown: float, depth: int
+) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def operate(lane: int, n: int) -> None:
+        calls.append((lane, n))
+        time.sleep(0.0005)
+
+    lanes = make(depth, operate, slowdown)
+    lanes.start()
+    parts = [lanes.poll(0.2)]
+    lanes.stop()
+    told = len(together([*parts, lanes.poll(0)]).end_ns)
+    assert told > 20
+    assert abs(len(calls) - told * (1 + slowdown)) <= depth, "but for whole operations"
+    assert lanes.slowed() == (len(calls) - told) / told
+    # They take their own places in the lane's order, so every block that was moved is checked.
+    for lane, count in enumerate(lanes.counts()):
+        assert [n for where, n in calls if where == lane] == list(range(count))
+
+
+def test_what_is_not_told_of_is_in_no_latency(make: Make) -> None:
+    lanes = make(1, lambda _lane, _n: time.sleep(0.005), 1.0)
+    lanes.start()
+    parts = [lanes.poll(0.1) for _ in range(3)]
+    lanes.stop()
+    found = together([*parts, lanes.poll(0)])
+    assert np.median(found.latency_ns) < 7.5e6, "one sleep, not two"
+    assert np.median(np.diff(found.end_ns)) > 9e6, "from one that is told of to the next: two"
+
+
+def test_lanes_do_not_all_fall_behind_at_once(make: Make) -> None:
+    first: dict[int, int] = {}  # lane → the first place in its order that was not told of
+
+    def operate(lane: int, n: int) -> None:
+        time.sleep(0.001)
+        if len(lanes._ends_ns[lane]) < n:
+            first.setdefault(lane, n - 1)
+
+    lanes = make(4, operate, 0.25)
+    lanes.start()
+    lanes.poll(0.1)
+    lanes.stop()
+    assert first == {0: 4, 1: 3, 2: 2, 3: 1}
 
 
 @pytest.fixture
@@ -179,7 +230,7 @@ def test_a_completion_carries_its_own_end_and_its_own_latency(make: Make) -> Non
         ]
         assert inside, f"no operation took {latency} ns and ended at {end}"
     slow = found.latency_ns >= 30e6
-    assert slow.sum() == lanes.counts()[2]
+    assert slow.sum() >= lanes.counts()[2] > 0  # a shorter sleep may be as late on a busy machine
 
 
 def test_what_a_lane_raises_is_raised_by_the_next_poll_and_the_others_stop(make: Make) -> None:

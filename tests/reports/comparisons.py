@@ -22,7 +22,7 @@ def tested(
     case: str, verdict: Verdict, change: tuple[float, float, float], **fields: object
 ) -> Finding:
     """A finding with a test behind it; `change` is (change, low, high) in time."""
-    kind = Kind(fields.pop("kind", Kind.RATE))
+    kind = Kind(str(fields.pop("kind", Kind.RATE)))
     group = "p99" if kind is Kind.P99 else case.partition(".")[0].partition(" ")[0]
     base, new = 6.5e9, 6.5e9 / (1 + change[0])
     if kind is Kind.P99:
