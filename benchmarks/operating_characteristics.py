@@ -146,8 +146,9 @@ class Verdicts(NamedTuple):
     @property
     def red(self) -> NDArray[np.bool_]:
         """Whether a comparison has any SLOWER."""
-        families = (self.metrics.slower, self.tiers.slower)
-        return np.concatenate(families, axis=-1).any(axis=-1, keepdims=False)
+        families = np.concatenate((self.metrics.slower, self.tiers.slower), axis=-1)
+        either: NDArray[np.bool_] = np.logical_or.reduce(families, axis=-1)
+        return either
 
 
 def tier_means(y: Floats) -> Floats:

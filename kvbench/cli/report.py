@@ -23,8 +23,8 @@ def report(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="table, json, csv, markdown, junit, github, gha-bench, gha-bench-smaller, bmf, "
-            "html.",
+            help="table, json, csv, markdown, html, junit, github, gha-bench, gha-bench-smaller "
+            "or bmf.",
         ),
     ] = "table",
     out: Annotated[

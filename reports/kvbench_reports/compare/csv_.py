@@ -64,16 +64,17 @@ def render(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    shared = _comparison_cells(comparison)
+    shared = {name: _cell(cell) for name, cell in _comparison_cells(comparison).items()}
+    own = COLUMNS[len(shared) :]
     for findings in ranked(comparison).values():
         for finding in findings:
-            cells = shared | _finding_cells(finding)
-            writer.writerow([_cell(cells.get(name)) for name in COLUMNS])
+            cells = _finding_cells(finding)
+            writer.writerow([*shared.values(), *(_cell(cells.get(name)) for name in own)])
     return text.getvalue()
 
 
 def _comparison_cells(comparison: Comparison) -> dict[str, Cell]:
-    """What is the same on every line: where it comes from, and what makes it doubtful."""
+    """The first columns, the same on every line: the source, and what makes it doubtful."""
     return {
         "base_path": comparison.base.path,
         "new_path": comparison.new.path,

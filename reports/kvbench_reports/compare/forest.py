@@ -67,8 +67,6 @@ def bar(finding: Finding, axis: Axis) -> str:
         _mark_margin(cells, finding, axis)
         cells[first] = "◄" if finding.low < axis.low else "├"
         cells[last] = "►" if finding.high > axis.high else "┤"
-        if finding.low > axis.high or finding.high < axis.low:
-            cells[first] = "►" if finding.low > axis.high else "◄"
     else:
         _mark_margin(cells, finding, axis)
     if axis.low <= finding.change <= axis.high:
@@ -81,9 +79,9 @@ def bar(finding: Finding, axis: Axis) -> str:
 def scale(axis: Axis) -> tuple[str, str]:
     """Two lines above the bars: ticks in percent, and which side is which."""
     step = next((step for step in _STEPS if _has_room(axis, step)), _STEPS[-1])
-    ticks = sorted(_ticks(axis, step), key=abs)  # zero has the first claim to its place
     labels = [" "] * axis.width
-    for tick in ticks:
+    # Those at the ends may be moved inwards, onto others: the ones near zero come first.
+    for tick in sorted(_ticks(axis, step), key=abs):
         _place(labels, _tick(tick * step), axis.column(tick * step))
     sides = [" "] * axis.width
     zero = axis.column(0.0)

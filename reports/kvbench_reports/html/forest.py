@@ -15,6 +15,7 @@ from kvbench_reports.html.figure import Figure, Panel, Spec, Table
 from kvbench_reports.html.says import left_out
 from kvbench_reports.html.vega import (
     BESIDE_NAMES,
+    FEW_TICKS,
     MARK_OFFSET,
     MUTED,
     PAPER,
@@ -185,7 +186,7 @@ def _within(share: float, axis: Axis) -> float:
 def _marks(axis: Axis) -> list[Spec]:
     own = {"field": "colour", "type": "nominal", "scale": None, "legend": None}
     scale = {"domain": [axis.low, axis.high], "nice": False, "range": BESIDE_NAMES}
-    ticks: Spec = {"title": None, "grid": True, "labelExpr": SHARE_LABEL, "tickCount": 6}
+    ticks: Spec = {"title": None, "grid": True, "labelExpr": SHARE_LABEL, "tickCount": FEW_TICKS}
 
     def place(field: str, shown: Spec | None = None) -> Spec:
         return {"field": field, "type": "quantitative", "scale": scale, "axis": shown}

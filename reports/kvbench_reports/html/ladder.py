@@ -11,7 +11,9 @@ from kvbench.units import format_bytes
 from kvbench_reports.figures import TOKENS
 from kvbench_reports.html.figure import Figure, Panel, Spec, Table
 from kvbench_reports.html.says import (
+    bounds_of,
     interval_words,
+    limit_of,
     marks_of,
     measured,
     moving_words,
@@ -124,7 +126,7 @@ def _rungs(report: Report) -> list[Row]:
 
 
 def _cells(row: Row, size_bytes: int) -> tuple[str, ...]:
-    limit = row.limit_bytes_per_s
+    limit = limit_of(row)
     return (
         clean(row.tier),
         clean(row.id),
@@ -151,9 +153,9 @@ def _panel(rungs: list[Row], size_bytes: int) -> Panel:
         {
             "row": place,
             "rate": short(rate_of(row)),
-            "low": short(row.bytes_per_s_low or rate_of(row)),
-            "high": short(row.bytes_per_s_high or rate_of(row)),
-            "limit": row.limit_bytes_per_s,
+            "low": short(bounds_of(row)[0]),
+            "high": short(bounds_of(row)[1]),
+            "limit": limit_of(row),
             "hollow": row.state is State.DEGRADED,
             "tip": f"{clean(row.id)}: {rate_words(row)}, {moving_words(row, size_bytes)}",
         }
@@ -169,9 +171,8 @@ def _panel(rungs: list[Row], size_bytes: int) -> Panel:
 
 
 def _marks(rungs: list[Row], size_bytes: int) -> list[Spec]:
-    ends = [end for row in rungs for end in (row.bytes_per_s_low, row.bytes_per_s_high) if end]
-    known = [rate_of(row) for row in rungs] + ends
-    known += [row.limit_bytes_per_s for row in rungs if row.limit_bytes_per_s]
+    known = [end for row in rungs for end in bounds_of(row)]
+    known += [limit for row in rungs if (limit := limit_of(row))]
     low, high = min(known) / 1.3, max(known) * 1.3
     scale = {"type": "log", "domain": [low, high], "nice": False, "range": BESIDE_NAMES}
     below: Spec = {

@@ -37,6 +37,7 @@ _LIBRARY: Any = HdrHistogram
 _S_PER_NS = 1e-9
 _BEYOND = 10  # independent samples that must lie beyond a stated percentile
 _LEAST_EFFECTIVE = 20  # for the median, and so for a curve
+_FURTHEST = 1e8  # 1 / (1 - p); percentiles are not exact enough beyond
 _STEPS = 48
 _MARKED = (50.0, 90.0, 99.0, 99.9, 99.99)  # percentiles with a dot
 _HEIGHT_PX = 220
@@ -94,7 +95,7 @@ def percentiles(latency: Latency) -> list[tuple[float, float]]:
     Raises:
         UsageError: the histogram is damaged.
     """
-    furthest = latency.effective_count / _BEYOND  # as 1 / (1 - p)
+    furthest = min(latency.effective_count / _BEYOND, _FURTHEST)
     odds = np.geomspace(1.0, furthest, _STEPS)
     wanted = {100 * (1 - 1 / each) for each in odds.tolist()}
     wanted |= {each for each in _MARKED if 1 / (1 - each / 100) <= furthest * (1 + 1e-9)}
@@ -102,8 +103,9 @@ def percentiles(latency: Latency) -> list[tuple[float, float]]:
         histogram = _LIBRARY.decode(latency.histogram)
         counts = np.array(histogram.counts, dtype=np.int64)
     except (
-        ValueError,
+        IndexError,
         TypeError,
+        ValueError,
         zlib.error,
         HdrCookieException,
         HdrHistogramSettingsException,

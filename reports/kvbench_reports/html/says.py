@@ -33,6 +33,20 @@ def rate_of(row: Row) -> float:
     return row.bytes_per_s or 0.0
 
 
+def bounds_of(row: Row) -> tuple[float, float]:
+    """The 95 % interval of a measured row's rate; without one, the rate itself twice."""
+    rate, low, high = rate_of(row), row.bytes_per_s_low, row.bytes_per_s_high
+    if low is None or high is None or low <= 0:
+        return rate, rate
+    return low, high
+
+
+def limit_of(row: Row) -> float | None:
+    """Bytes per second that a row is held against, where that is known."""
+    limit = row.limit_bytes_per_s
+    return limit if row.limit_fraction is not None and limit is not None and limit > 0 else None
+
+
 def rate_words(row: Row) -> str:
     """`6.51 GB/s`, with the digits that the interval supports."""
     unit, factor = rate_scale([rate_of(row)])

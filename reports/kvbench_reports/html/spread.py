@@ -13,6 +13,7 @@ from kvbench_reports.html.says import key_of, left_out, measured, rate_words
 from kvbench_reports.html.series import evenly
 from kvbench_reports.html.vega import (
     BESIDE_NAMES,
+    FEW_TICKS,
     MARK_OFFSET,
     MUTED,
     SHARE_LABEL,
@@ -119,7 +120,7 @@ def _spec(drawn: Sequence[Row]) -> Spec:
         "field": "share",
         "type": "quantitative",
         "scale": {"domain": [-furthest, furthest], "nice": False, "range": BESIDE_NAMES},
-        "axis": {"title": None, "grid": True, "labelExpr": SHARE_LABEL, "tickCount": 5},
+        "axis": {"title": None, "grid": True, "labelExpr": SHARE_LABEL, "tickCount": FEW_TICKS},
     }
     zero: Spec = {"x": x | {"field": "zero", "axis": None}}
     marks: list[Spec] = [

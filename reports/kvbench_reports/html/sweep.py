@@ -11,9 +11,11 @@ from kvbench.measure.result import Row, State
 from kvbench.units import format_bytes
 from kvbench_reports.html.figure import Figure, Panel, Spec, Table
 from kvbench_reports.html.says import (
+    bounds_of,
     interval_words,
     key_of,
     left_out,
+    limit_of,
     marks_of,
     measured,
     plain_rate,
@@ -73,7 +75,7 @@ def _figure(tier: str, rows: Sequence[Row], name: str) -> Figure:
     log = _is_log(drawn)
     parts = [
         f"Higher is faster; a dot is a row's rate with its 95 % interval, along {ALONG[name]}",
-        "a dashed line is the limit" if any(_limit(point.row) for point in drawn) else "",
+        "a dashed line is the limit" if any(limit_of(point.row) for point in drawn) else "",
         "both axes are logarithmic" if log else "the rate's axis begins at 0",
     ]
     hollow = marks_of([point.row for point in drawn])
@@ -119,7 +121,7 @@ def _table(found: Sequence[Point], name: str) -> Table:
                 _place(name, point.at),
                 rate_words(point.row),
                 interval_words(point.row),
-                plain_rate(limit) if (limit := _limit(point.row)) else NONE,
+                plain_rate(limit) if (limit := limit_of(point.row)) else NONE,
             )
             for point in found
         ),
@@ -134,15 +136,15 @@ def _spec(
         {
             "at": point.at,
             "rate": short(rate_of(point.row)),
-            "low": short(point.row.bytes_per_s_low or rate_of(point.row)),
-            "high": short(point.row.bytes_per_s_high or rate_of(point.row)),
+            "low": short(bounds_of(point.row)[0]),
+            "high": short(bounds_of(point.row)[1]),
             "line": lines.index(point.line),
             "hollow": point.row.state is State.DEGRADED,
             "tip": f"{clean(point.row.id)}: {rate_words(point.row)}",
         }
         for point in panel
     ]
-    limits = sorted({limit for point in panel if (limit := _limit(point.row))})[-_MOST_LIMITS:]
+    limits = sorted({limit for point in panel if (limit := limit_of(point.row))})[-_MOST_LIMITS:]
     limited: list[Spec] = [
         {"limit": limit, "text": f"limit {plain_rate(limit)}"} for limit in limits
     ]
@@ -237,27 +239,14 @@ class _Up:
 
 
 def _ends(drawn: Sequence[Point]) -> tuple[float, float]:
-    known = [
-        value
-        for point in drawn
-        for value in (
-            rate_of(point.row),
-            point.row.bytes_per_s_low,
-            point.row.bytes_per_s_high,
-            _limit(point.row),
-        )
-        if value
-    ]
+    known = [end for point in drawn for end in bounds_of(point.row)]
+    known += [limit for point in drawn if (limit := limit_of(point.row))]
     return min(known, default=1.0), max(known, default=1.0)
 
 
 def _is_log(drawn: Sequence[Point]) -> bool:
     low, high = _ends(drawn)
     return high > _LOG_FROM * low
-
-
-def _limit(row: Row) -> float | None:
-    return row.limit_bytes_per_s if row.limit_fraction is not None else None
 
 
 def _place(name: str, at: int) -> str:

@@ -136,6 +136,7 @@ def named_rows(names: Sequence[Spec], marks: Sequence[Spec], rows: Sequence[Spec
 
 
 BESIDE_NAMES: list[Spec] = [{"expr": f"{_WIDE} ? width * {_NAMES} : 0"}, {"expr": "width"}]
+FEW_TICKS: Spec = {"expr": f"{_WIDE} ? 6 : 3"}
 MARK_OFFSET: Spec = {"expr": f"{_WIDE} ? 0 : 14"}
 
 

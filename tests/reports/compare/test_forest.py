@@ -76,6 +76,7 @@ def test_every_bar_and_both_lines_above_stay_within_the_axis(
     axis = axis_of(findings, width)
     assert axis is not None
     assert axis.low < 0 < axis.high
+    assert scale(axis)[0][axis.column(0.0)] == "0"
     for text in (*scale(axis), *(bar(each, axis) for each in findings)):
         assert len(text) <= width
     assert all(set(bar(each, axis)) & {"●", "►", "◄"} for each in findings)
@@ -94,6 +95,11 @@ def test_one_wild_interval_does_not_flatten_the_others() -> None:
     axis = axis_of([*usual, finding(0.02, -0.45, 9.0)], 40)
     assert axis is not None
     assert axis.high < 0.15
+
+
+def test_a_tick_at_the_end_gives_way_to_those_near_zero() -> None:
+    labels, _ = scale(Axis(low=-0.205, high=0.205, width=18))
+    assert labels.split() == ["-10", "0", "+10"]
 
 
 def test_ticks_are_round_apart_and_always_name_zero() -> None:
