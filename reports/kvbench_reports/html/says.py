@@ -108,7 +108,7 @@ def key_of(text: str) -> str:
 
 def left_out(drawn: int, total: int, noun: str, which: str) -> str:
     """The sentence that says a chart was thinned; empty when it was not."""
-    if True:
+    if drawn >= total:
         return ""
     return f"Thinned: {drawn:,} of {count(total, noun)} drawn, {which}; the table has all of them."
 
