@@ -543,6 +543,14 @@ def test_a_verdict_is_a_word_and_a_shape_before_it_is_a_colour(comparison: Compa
     assert "SLOWER nvme.read/posix/2MiB/qd16/random +14.5 %" in label
 
 
+def test_a_plot_that_leaves_the_screen_has_its_scale_above_too(comparison: Comparison) -> None:
+    def scales(drawn: Comparison) -> int:
+        return json.dumps(forest(drawn).panels[0].spec).count('"labelExpr"')
+
+    many = msgspec.structs.replace(comparison, findings=comparison.findings * 2)
+    assert (scales(comparison), scales(many)) == (1, 2)
+
+
 # In a browser
 
 LOOK = """(() => {

@@ -25,6 +25,7 @@ from kvbench_reports.html.vega import (
 from kvbench_reports.words import NONE, clean, percent, short_percent
 
 _MOST_ROWS = 60
+_TALL = 10  # rows; a plot that leaves the screen has its axis above, too
 _COLOURS = {
     Verdict.SLOWER: "var(--slower)",
     Verdict.FASTER: "var(--faster)",
@@ -149,7 +150,7 @@ def _spec(drawn: Sequence[Finding], axis: Axis, places: int) -> Spec:
         for place, each in enumerate(drawn)
     ]
     rows = [_row(place, each, axis, places) for place, each in enumerate(drawn)]
-    return named_rows(names, _marks(axis), rows)
+    return named_rows(names, _marks(axis, tall=len(drawn) > _TALL), rows)
 
 
 def _row(place: int, finding: Finding, axis: Axis, places: int) -> Spec:
@@ -183,7 +184,7 @@ def _within(share: float, axis: Axis) -> float:
     return min(max(share, axis.low), axis.high)
 
 
-def _marks(axis: Axis) -> list[Spec]:
+def _marks(axis: Axis, *, tall: bool) -> list[Spec]:
     own = {"field": "colour", "type": "nominal", "scale": None, "legend": None}
     scale = {"domain": [axis.low, axis.high], "nice": False, "range": BESIDE_NAMES}
     ticks: Spec = {"title": None, "grid": True, "labelExpr": SHARE_LABEL, "tickCount": FEW_TICKS}
@@ -233,7 +234,13 @@ def _marks(axis: Axis) -> list[Spec]:
                 "yOffset": MARK_OFFSET,
                 "y2Offset": MARK_OFFSET,
             },
-            "encoding": {"x": place("low"), "x2": {"field": "high"}, "color": own},
+            "encoding": {
+                "x": place(
+                    "low", ticks | {"orient": "top", "offset": 8, "grid": False} if tall else None
+                ),
+                "x2": {"field": "high"},
+                "color": own,
+            },
         },
         arrow("left", "triangle-left"),
         arrow("right", "triangle-right"),
