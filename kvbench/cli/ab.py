@@ -122,6 +122,8 @@ def _measure(
     for path in paths:
         measuring.check_writable(path)
     base, new = (parse_side(side) for side in sides)
+    if base.python != new.python and base.file == new.file:
+        typer.echo("kvbench: both interpreters import one and the same kvbench", err=True)
     cases, setting = measuring.prepare(request)
     settings = replace(setting, side=base, inject={}), replace(setting, side=new)
     session = PairedSession(request.suite.name, cases, settings, sys.argv[1:])

@@ -65,6 +65,7 @@ def compare(  # noqa: PLR0913  the options of the command are its interface
     Exit status: 0 passed, 3 slower, 4 not comparable or a row is missing, 5 unsure with --strict.
     """
     # Not at the top: --help needs none of it.
+    from kvbench.cli.output import check_output
     from kvbench.compare.compare import Options
     from kvbench.compare.compare import compare as hold_against
     from kvbench.compare.metrics import parse_margins
@@ -74,6 +75,10 @@ def compare(  # noqa: PLR0913  the options of the command are its interface
     gc.disable()  # large reports are a million objects and no garbage: half of the time
     check_format(format_)
     margins = parse_margins(margin or ())
+    if explain is not None and format_ != "table":
+        raise UsageError("--explain is text: leave out --format, or --explain")
+    if out is not None:
+        check_output(out)
     if not base.exists():
         raise UsageError(
             f"no baseline yet: {base} does not exist; `kvbench run SUITE -o {base}` makes one"
@@ -121,7 +126,7 @@ def finish(
         from kvbench.cli.output import emit
         from kvbench_reports.compare import explain as behind
 
-        emit(behind.render(comparison, explain), None)
+        emit(behind.render(comparison, explain), out)
     else:
         show_comparison(comparison, format_, out, all_=all_)
     said = "; ".join(comparison.reasons) or "nothing shown slower"

@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import typer
 
 from kvbench.errors import UsageError
+
+HEAD_BYTES = 4096  # the schema is the first thing that a file of ours says
+MEASURED = re.compile(rb'"schema"\s*:\s*"kvbench\.(report|noise)/')
 
 
 def emit(text: str, out: Path | None) -> None:
@@ -60,3 +64,17 @@ def check_replaceable(path: Path, schema: str) -> None:
         start = file.read(200)
     if f'"{schema}"'.encode() not in start:
         raise UsageError(f"will not overwrite {path}: it is no {schema}; name another with -o")
+
+
+def check_output(path: Path) -> None:
+    """Refuse to put text where a report or a noise floor stands: those were measured.
+
+    Raises:
+        UsageError: one of them is there.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(HEAD_BYTES)
+    if MEASURED.search(start):
+        raise UsageError(f"will not overwrite {path}, which was measured: name another with -o")

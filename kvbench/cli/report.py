@@ -11,8 +11,6 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-HEAD_BYTES = 4096  # the schema is the first thing that a file of ours says
-
 
 def report(
     file: Annotated[
@@ -34,13 +32,15 @@ def report(
     """Print a report or a comparison again, in any format."""
     # Not at the top: `kvbench --help` needs neither the schema nor the renderers.
     from kvbench.cli import compare
-    from kvbench.cli.output import emit
+    from kvbench.cli.output import HEAD_BYTES, check_output, emit
     from kvbench.errors import UsageError
     from kvbench.measure.result import decode_report, read_bytes
     from kvbench_reports import FORMATS, github, json_, table
 
     if format_ not in FORMATS:
         raise UsageError(f"--format {format_!r}: expected one of {', '.join(FORMATS)}")
+    if out is not None:
+        check_output(out)
     data = read_bytes(file)
     if re.search(rb'"schema"\s*:\s*"kvbench\.comparison/', data[:HEAD_BYTES]):
         from kvbench.compare.record import decode_comparison

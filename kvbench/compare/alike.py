@@ -10,7 +10,7 @@ from typing import cast
 
 from kvbench.compare.metrics import Metric
 from kvbench.errors import NotComparableError, UsageError
-from kvbench.machine import identity
+from kvbench.machine import Machine, identity
 from kvbench.measure.result import Caution, Report
 
 SLOW_MODE_SHARE, SLOW_MODE_GROWTH = 0.02, 3.0  # a median does not see a mode below one half
@@ -101,6 +101,10 @@ def _report_conditions(base: Report, new: Report) -> Iterator[Caution]:
         ("CPU governor", one.cpu.governor, other.cpu.governor),
         ("KvikIO", one.kvikio.version, other.kvikio.version),
         ("GPU throttling", ", ".join(gpu_one), ", ".join(gpu_other)),
+        ("GPU link", _gpu_links(one), _gpu_links(other)),
+        ("NUMA nodes", len(one.numa_nodes), len(other.numa_nodes)),
+        ("drive link", _drive_link(one), _drive_link(other)),
+        ("GPUDirect Storage", one.storage and one.storage.gds, other.storage and other.storage.gds),
     ]
     for name, before, after in facts:
         if before != after:
@@ -128,16 +132,36 @@ def _row_conditions(pairs: Sequence[tuple[Metric, Metric]]) -> Iterator[Caution]
                 message=f"{first.message} ({len(in_base)} metrics of BASE, {len(in_new)} of NEW)",
                 fix=first.fix,
             )
-    for base, new in pairs:
-        before, after = _slow_share(base), _slow_share(new)
-        if after > SLOW_MODE_SHARE and after > SLOW_MODE_GROWTH * before:
-            text = f"{new.id}: {after:.0%} of samples in a slow mode, {before:.0%} in BASE"
-            yield Caution(code="slow_mode", message=f"{text}; a median does not see it")
+    shares = [(_slow_share(new), _slow_share(base), new.id) for base, new in pairs]
+    grown = [
+        each
+        for each in shares
+        if each[0] > SLOW_MODE_SHARE and each[0] > SLOW_MODE_GROWTH * each[1]
+    ]
+    if grown:
+        after, before, name = max(grown)
+        text = f"{name}: {after:.0%} of samples in a slow mode, {before:.0%} in BASE"
+        others = f"; so {len(grown) - 1} others" if len(grown) > 1 else ""
+        yield Caution(code="slow_mode", message=f"{text}{others}; a median does not see it")
 
 
 def _slow_share(metric: Metric) -> float:
     shares = [process.slow_fraction or 0.0 for process in metric.row.processes]
     return sum(shares) / len(shares)
+
+
+def _gpu_links(machine: Machine) -> str:
+    """As far as GPU and slot go: a card at rest negotiates less."""
+    return ", ".join(
+        f"Gen{gpu.pcie_generation_max} x{gpu.pcie_width_max}" for gpu in machine.visible_gpus
+    )
+
+
+def _drive_link(machine: Machine) -> str | None:
+    drive = machine.storage
+    if drive is None or drive.link_generation is None:
+        return None
+    return f"Gen{drive.link_generation} x{drive.link_width}"
 
 
 def _model_facts(base: Report, new: Report) -> Iterator[tuple[str, object, object]]:

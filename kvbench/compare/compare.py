@@ -6,6 +6,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from kvbench import __version__
@@ -74,14 +75,19 @@ def compare(
     _check_noise(options, new)
     design = _design(base, new, options)
     noise = options.noise if design is Design.FLOOR else None
+    if (other := _noise_unlike(noise, new)) is not None:
+        unlike.append(f"the noise floor {options.noise_path} is of {other}")
     metrics = metrics_of(base, options.only), metrics_of(new, options.only)
-    matched = match((base, new), metrics, options.margins, design, noise)
+    matched = match((base, new), metrics, options.margins, design, noise, options.only)
+    blocks = [len(each.base) for each in matched.metrics]
+    design = _as_tested(design, blocks)
     findings = list(matched.findings)
     for family in (matched.metrics, tiers(matched.metrics, noise)):
         findings += judge(family, design, options.margins)
-    exit_code, reasons = _outcome(findings, strict=options.strict)
+    if options.strict:
+        findings = [_strictly(each) for each in findings]
+    exit_code, reasons = _outcome(findings)
     pairs = [each.pair for each in matched.metrics if each.pair is not None]
-    blocks = max((len(each.base) for each in matched.metrics), default=0)
     return Comparison(
         kvbench_version=__version__,
         base=_source(base, paths[0]),
@@ -90,27 +96,32 @@ def compare(
         model=new.model,
         simulated=new.simulated or base.simulated,
         design=design,
-        blocks=blocks if design in INTERLEAVED else None,
+        blocks=max(blocks, default=0) if design in INTERLEAVED else None,
         alpha=ALPHA,
         margins=dict(options.margins),
         noise=_noise_use(noise, options.noise_path),
         findings=findings,
-        sight=_sight(findings),
+        sight=_sight(findings, design),
         conditions=[*_noise_cautions(options, noise, new), *_conditions(base, new, pairs)],
         differences=unlike,
         exit_code=exit_code,
         reasons=reasons,
-        confirm=confirm_command(base, new, _suspects(findings)),
+        confirm=confirm_command(base, new, _suspects(findings), options.margins),
     )
 
 
 def _design(base: Report, new: Report, options: Options) -> Design:
     if interleaved(base, new):
-        measured = (len(row.processes) for row in (*base.rows, *new.rows) if row.processes)
-        return Design.PAIRED if min(measured, default=0) >= PAIRED_FROM else Design.INTERLEAVED
+        return Design.PAIRED
     if options.noise is not None:
         return Design.FLOOR
     return Design.QUIET if options.assume_quiet else Design.UNKNOWN
+
+
+def _as_tested(design: Design, blocks: Sequence[int]) -> Design:
+    """Pairs of which there are too few for a paired test are two groups."""
+    few = design is Design.PAIRED and blocks and min(blocks) < PAIRED_FROM
+    return Design.INTERLEAVED if few else design
 
 
 def _check_only(base: Report, new: Report, only: Sequence[str]) -> None:
@@ -120,20 +131,25 @@ def _check_only(base: Report, new: Report, only: Sequence[str]) -> None:
 
 
 def _check_noise(options: Options, new: Report) -> None:
-    noise, path = options.noise, options.noise_path
-    if noise is None or options.force:
-        return
-    other = new.simulated is None and noise.machine.fingerprint != new.machine.fingerprint
-    if other or noise.simulated != new.simulated:
+    unlike = _noise_unlike(options.noise, new)
+    if unlike is not None and not options.force:
         raise NotComparableError(
-            f"the noise floor {path} is of another machine: `kvbench calibrate` this one, or "
-            "use --force"
+            f"the noise floor {options.noise_path} is of {unlike}: `kvbench calibrate` with the "
+            "options of NEW, or use --force"
         )
+
+
+def _noise_unlike(noise: Noise | None, new: Report) -> str | None:
+    """What the floor is of instead, in words; None when it is NEW's."""
+    if noise is None:
+        return None
+    if noise.simulated != new.simulated:
+        return f"simulated devices ({noise.simulated})" if noise.simulated else "a real machine"
+    if new.simulated is None and noise.machine.fingerprint != new.machine.fingerprint:
+        return f"another machine ({noise.machine.fingerprint})"
     if noise.model.block_bytes != new.model.block_bytes or noise.model.name != new.model.name:
-        raise NotComparableError(
-            f"the noise floor {path} is of {noise.model.name}, NEW is of {new.model.name}: "
-            "`kvbench calibrate` with that model, or use --force"
-        )
+        return f"the model {noise.model.name} in blocks of {noise.model.block_bytes} bytes"
+    return None
 
 
 def _conditions(base: Report, new: Report, pairs: Sequence[Pair]) -> list[Caution]:
@@ -158,12 +174,14 @@ def _noise_use(noise: Noise | None, path: str) -> NoiseUse | None:
     )
 
 
-def _sight(findings: Sequence[Finding]) -> list[Sight]:
+def _sight(findings: Sequence[Finding], design: Design) -> list[Sight]:
     """What could have been seen in each group, or why nothing could."""
     by_group: dict[str, list[Finding]] = {}
     for each in findings:
         by_group.setdefault(each.group, []).append(each)
     order = {group: at for at, group in enumerate(GROUPS)}
+    alike = "if the two sessions were as alike as processes of one, which is not known"
+    assumed = alike if design is Design.UNKNOWN else None
     sights: list[Sight] = []
     for group in sorted(by_group, key=lambda each: order.get(each, len(order))):
         members = [each for each in by_group[group] if each.kind is not Kind.TIER]
@@ -175,28 +193,35 @@ def _sight(findings: Sequence[Finding]) -> list[Sight]:
                 metrics=len(seen),
                 metric=float(np.median(seen)) if seen else None,
                 tier=next((each.mde for each in by_group[group] if each.kind is Kind.TIER), None),
-                reason=None if seen else next(reasons, "nothing to test"),
+                reason=assumed if seen else next(reasons, "nothing to test"),
             )
         )
     return sights
 
 
-def _outcome(findings: Sequence[Finding], *, strict: bool) -> tuple[int, list[str]]:
+def _strictly(finding: Finding) -> Finding:
+    unsure = finding.verdict is Verdict.UNSURE
+    return msgspec.structs.replace(finding, fails=True) if unsure else finding
+
+
+def _outcome(findings: Sequence[Finding]) -> tuple[int, list[str]]:
     """The exit status and every reason for it: 3 before 4 before 5."""
 
     def count(verdict: Verdict) -> int:
-        return sum(each.verdict is verdict for each in findings)
+        """Of findings that fail; a row and its latency that vanished are one."""
+        failing = [each for each in findings if each.verdict is verdict and each.fails]
+        rows = {each.row for each in failing if verdict is Verdict.MISSING}
+        return len(rows) or len(failing)
 
-    went_another_way = sum(
-        each.verdict is Verdict.NOT_COMPARABLE and each.fails for each in findings
-    )
-    comparable = any(each.change is not None or each.verdict is Verdict.UNSURE for each in findings)
+    untested = not any(each.change is not None for each in findings)
+    why = next((each.reason for each in findings if each.verdict is Verdict.UNSURE), None)
+    nothing = "no metric of the two reports can be compared" + (f": {why}" if why else "")
     checks = (
         (REGRESSION, count(Verdict.SLOWER), "{} slower than allowed"),
         (NOT_COMPARABLE, count(Verdict.MISSING), "{} of BASE missing from NEW"),
-        (NOT_COMPARABLE, went_another_way, "{} not comparable: went another way"),
-        (NOT_COMPARABLE, not comparable, "no metric of the two reports can be compared"),
-        (INCONCLUSIVE, count(Verdict.UNSURE) if strict else 0, "{} unsure, and --strict"),
+        (NOT_COMPARABLE, count(Verdict.NOT_COMPARABLE), "{} not comparable: went another way"),
+        (NOT_COMPARABLE, untested, nothing),
+        (INCONCLUSIVE, count(Verdict.UNSURE), "{} unsure, and --strict"),
     )
     found = [(code, text.format(number)) for code, number, text in checks if number]
     return min((code for code, _ in found), default=PASSED), [text for _, text in found]

@@ -4,14 +4,14 @@ What has no counterpart, or is not the same thing on both sides, becomes a findi
 becomes pairs of process values for `judge`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from kvbench.compare.gate import MIN_PROCESSES
-from kvbench.compare.metrics import OTHER_MARGIN, Metric, on_gate_scale, tier_id
+from kvbench.compare.metrics import OTHER_MARGIN, Metric, chosen, on_gate_scale, tier_id
 from kvbench.compare.noise import Noise
 from kvbench.compare.record import Design, Finding, Kind, Verdict
-from kvbench.measure.result import Report, Row, State
+from kvbench.measure.result import OTHER_SIDE, Report, Row, State
 
 INTERLEAVED = frozenset({Design.PAIRED, Design.INTERLEAVED})
 
@@ -57,8 +57,9 @@ def match(
     margins: Mapping[str, float],
     design: Design,
     noise: Noise | None,
+    only: Sequence[str] = (),
 ) -> Matched:
-    """Match the metrics of BASE and NEW; `noise` only where the design needs it."""
+    """Match the metrics of BASE and NEW, of rows that `only` chose; `noise` for two sessions."""
     rows = [{row.id: row for row in report.rows} for report in reports]
     in_base, in_new = metrics
     matched = Matched([], [])
@@ -80,7 +81,38 @@ def match(
                 matched.metrics.append(tested)
         if finding is not None:
             matched.findings.append(finding)
+    if design in INTERLEAVED:
+        matched.findings.extend(_broken((rows[0], rows[1]), margins, only))
     return matched
+
+
+def _broken(
+    rows: tuple[Mapping[str, Row], Mapping[str, Row]],
+    margins: Mapping[str, float],
+    only: Sequence[str],
+) -> Iterator[Finding]:
+    """Cases that one side could not do: pairs need both, so the other side has no figure either."""
+    base, new = rows
+    for row in chosen(new.values(), only):
+        other = base.get(row.id)
+        if other is None:
+            continue
+        if other.reason_code == OTHER_SIDE:
+            verdict, broken, name = Verdict.MISSING, row, "NEW"
+        elif row.reason_code == OTHER_SIDE:
+            verdict, broken, name = Verdict.NEW, other, "BASE"
+        else:
+            continue
+        yield Finding(
+            id=row.id,
+            kind=Kind.RATE,
+            group=row.tier,
+            margin=margin_of(row.tier, margins),
+            verdict=verdict,
+            reason=f"{broken.state} in {name}: {broken.reason or 'no reason given'}",
+            fails=verdict is Verdict.MISSING,
+            row=row.id,
+        )
 
 
 def tiers(metrics: Sequence[Tested], noise: Noise | None) -> list[Tested]:

@@ -92,10 +92,10 @@ def chosen(rows: Iterable[Row], only: Iterable[str]) -> list[Row]:
 
 
 def parse_margins(texts: Iterable[str]) -> dict[str, float]:
-    """`nvme=8%` or `0.08` for one group, `8%` for all of them, over the defaults.
+    """`nvme=8%` for one group, `8%` for all of them, over the defaults; 0.08 is 8 %.
 
     Raises:
-        UsageError: an unknown group, or no share between 0 and 1000 %.
+        UsageError: an unknown group, or no share between 0 and 100 %.
     """
     margins = dict(MARGINS)
     for text in texts:
@@ -104,7 +104,7 @@ def parse_margins(texts: Iterable[str]) -> dict[str, float]:
             raise UsageError(f"--margin {text!r}: groups are {', '.join(GROUPS)}")
         value = _share(share)
         if value is None:
-            raise UsageError(f"--margin {text!r}: expected such as nvme=8% or 8%")
+            raise UsageError(f"--margin {text!r}: expected below 100 %, such as nvme=8% or 8%")
         margins.update(dict.fromkeys([group] if equals else GROUPS, value))
     return margins
 
@@ -115,4 +115,4 @@ def _share(text: str) -> float | None:
         value = float(number) / scale
     except ValueError:
         return None
-    return value if 0 <= value <= 10 else None  # noqa: PLR2004  1000 %: nothing is meant by more
+    return value if 0 <= value < 1 else None  # `--margin 8` is no 800 %

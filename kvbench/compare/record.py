@@ -156,9 +156,15 @@ def decode_comparison(data: bytes, source: str) -> Comparison:
         UsageError: it is not one, or is damaged.
     """
     try:
-        return msgspec.json.decode(data, type=Comparison)
+        comparison = msgspec.json.decode(data, type=Comparison)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"{source} is not a kvbench comparison: {error}") from None
+    if comparison.schema != SCHEMA:
+        raise UsageError(
+            f"{source} has schema {comparison.schema[:60]!r}, this kvbench reads {SCHEMA!r}: "
+            "upgrade kvbench to read it"
+        )
+    return comparison
 
 
 def comparison_schema() -> dict[str, Any]:

@@ -4,7 +4,7 @@
 never needs root, and never fails because a fact is missing: such a fact is None.
 """
 
-from kvbench.machine.privacy import redact_argument, redact_path, redact_text
+from kvbench.machine.privacy import redact_argument, redact_path, redact_text, shell_quoted
 from kvbench.machine.probe import identity, probe_machine
 from kvbench.machine.record import (
     Cgroup,
@@ -35,4 +35,5 @@ __all__ = [
     "redact_argument",
     "redact_path",
     "redact_text",
+    "shell_quoted",
 ]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import shlex
 from pathlib import Path, PurePosixPath
 
 _HOMES = ("home", "Users")
@@ -39,6 +40,12 @@ def redact_text(text: str) -> str:
     """A sentence with the home directory in it written as ~."""
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() may raise
     return text.replace(f"{home}/", "~/") if len(home) > 1 else text
+
+
+def shell_quoted(word: str) -> str:
+    """A redacted word for a shell; the ~ of a home stays outside the quotes, where it names one."""
+    home = "~/" if word.startswith("~/") else ""
+    return home + shlex.quote(word.removeprefix(home))
 
 
 def _user_names() -> frozenset[str]:

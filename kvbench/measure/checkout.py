@@ -22,6 +22,7 @@ from pathlib import Path
 import xxhash
 
 from kvbench.errors import UsageError
+from kvbench.measure.result import DIRTY
 
 GIT_TIMEOUT_S = 30.0
 COMMIT_TIMEOUT_S = 2.0  # a fact for the report is not worth more
@@ -98,7 +99,19 @@ def working_commit() -> str | None:
     changed = _git("status", "--porcelain", "--untracked-files=no", timeout_s=COMMIT_TIMEOUT_S)
     if changed is None:
         return None
-    return head.decode("ascii") + ("-dirty" if changed else "")
+    return head.decode("ascii") + (DIRTY if changed else "")
+
+
+def in_kvbench() -> bool:
+    """Whether the working directory lies in a clone of kvbench, whose commits can be sides."""
+    top = _git("rev-parse", "--show-toplevel", timeout_s=COMMIT_TIMEOUT_S)
+    if top is None:
+        return False
+    try:
+        project = (Path(os.fsdecode(top)) / "pyproject.toml").read_bytes()
+    except OSError:
+        return False
+    return _project_name(project) == "kvbench"
 
 
 def _build(source: Source, target: Path, text: str, check: Callable[[Path], object]) -> None:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from kvbench.errors import UsageError
-from kvbench.measure.result import HAS_FIGURE, ProcessResult, Report, Row, State
+from kvbench.measure.result import HAS_FIGURE, OTHER_SIDE, ProcessResult, Report, Row, State
 from kvbench.measure.runner import (
     CaseFinished,
     Event,
@@ -168,7 +168,7 @@ class _Half:
             name = other.setting.side
             what = f"side {other.letter}{f' ({redact_side(name.name)})' if name else ''}"
             text = f"{what} has no result, and blocks are of both sides: {other.failure.text}"
-            self.failure = Failure(State.FAILED, "other_side", text)
+            self.failure = Failure(State.FAILED, OTHER_SIDE, text)
 
 
 def orders(processes: int, seed: int, case_id: str) -> list[str]:

@@ -22,6 +22,8 @@ from kvbench.machine import Machine
 SCHEMA_NAME = "kvbench.report"
 SCHEMA_MAJOR = 1
 SCHEMA = f"{SCHEMA_NAME}/{SCHEMA_MAJOR}"
+DIRTY = "-dirty"  # behind a commit: tracked files were changed
+OTHER_SIDE = "other_side"  # reason code of a row whose counterpart of `kvbench ab` has no result
 
 
 class State(StrEnum):
@@ -150,6 +152,7 @@ class Report(msgspec.Struct, kw_only=True):
     inject: dict[str, float] = {}  # glob → share by which matching cases were slowed on purpose
     side: str | None = None  # of `kvbench ab`: how this side's workers were started
     commit: str | None = None  # of the git repository of the working directory
+    commit_of_kvbench: bool = False  # that repository is kvbench's own
     plan: dict[str, int | float]
     machine: Machine
     model: KVGeometry

@@ -6,7 +6,6 @@ with the cases that have no row yet. Prints nothing.
 
 import datetime as dt
 import json
-import shlex
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -18,8 +17,8 @@ import msgspec
 
 from kvbench import __version__
 from kvbench.errors import UsageError
-from kvbench.machine import redact_argument, redact_text
-from kvbench.measure.checkout import working_commit
+from kvbench.machine import redact_argument, redact_text, shell_quoted
+from kvbench.measure.checkout import in_kvbench, working_commit
 from kvbench.measure.inject import check_injection
 from kvbench.measure.result import (
     HAS_FIGURE,
@@ -59,6 +58,7 @@ class Session:
             inject=dict(setting.inject),
             side=redact_side(side.name) if side else None,
             commit=(side and side.commit) or working_commit(),
+            commit_of_kvbench=bool(side and side.commit) or in_kvbench(),
             plan=asdict(setting.plan) | {"seed": setting.seed} | _limits(setting),
             machine=setting.machine,
             model=setting.geometry,
@@ -84,6 +84,7 @@ class Session:
             ("simulated profile", old.simulated, new.simulated),
             ("--inject", list(old.inject.items()), list(new.inject.items())),
             ("side", old.side, new.side),
+            ("commit", *(each.commit if _is_built(each) else None for each in (old, new))),
             ("plan", old.plan | {"seed": 0}, new.plan | {"seed": 0}),
         ):
             if before != now:
@@ -167,7 +168,7 @@ class Session:
                 words.pop()
                 continue
             words.append(word)
-        command = " ".join(_quoted(word) for word in words)
+        command = " ".join(shell_quoted(word) for word in words)
         return msgspec.structs.replace(caution, fix=f"kvbench {command} {caution.fix}")
 
     @property
@@ -204,10 +205,9 @@ def _redacted(word: str) -> str:
     return redact_side(word) if word.startswith(FORMS) else redact_argument(word)
 
 
-def _quoted(word: str) -> str:
-    """For a shell; the ~ of a redacted home stays outside the quotes, where it names one."""
-    home = "~/" if word.startswith("~/") else ""
-    return home + shlex.quote(word.removeprefix(home))
+def _is_built(report: Report) -> bool:
+    """Whether its commit is a side's, so that another one is another thing measured."""
+    return (report.side or "").startswith("git:")
 
 
 def _limits(setting: Setting) -> dict[str, float]:

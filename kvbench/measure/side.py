@@ -40,6 +40,7 @@ class Side:
     environ: Mapping[str, str] = field(default_factory=dict[str, str])  # added to this one's
     commit: str | None = None  # what `git:` built
     version: str | None = None  # of the kvbench that its interpreter imports
+    file: str | None = None  # where that lies
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -168,6 +169,7 @@ def _probed(side: Side) -> tuple[Side, str]:
             environ=side.environ,
             commit=side.commit,
             version=answer.version,
+            file=answer.file,
         ),
         answer.file,
     )

@@ -51,7 +51,7 @@ def test_a_regression_is_exit_status_3_and_one_line_on_stderr(files: tuple[Path,
 def test_the_confirming_command_is_one_that_ab_understands(files: tuple[Path, Path]) -> None:
     done = run("compare", *files, "--assume-quiet")
     line = next(line for line in done.stdout.splitlines() if line.startswith("confirm: "))
-    assert line.endswith("ci --dir ~/kv --only dram.copy/a")
+    assert line.endswith("ci --dir ~/kv --only 'dram.*'")
 
 
 def test_without_a_floor_it_passes_and_says_that_it_proved_nothing(
@@ -136,6 +136,21 @@ def test_explain_shows_what_is_behind_one_row(files: tuple[Path, Path]) -> None:
     assert len(unknown.stderr.splitlines()) == 1
 
 
+def test_what_was_measured_is_not_written_over(files: tuple[Path, Path], tmp_path: Path) -> None:
+    before = files[0].read_bytes()
+    for command in (
+        ("compare", *files, "--format", "json", "-o", files[0]),
+        ("report", files[1], "--format", "csv", "-o", files[0]),
+    ):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "which was measured" in done.stderr
+    assert files[0].read_bytes() == before
+    text = tmp_path / "why.txt"
+    run("compare", *files, "--explain", "dram.copy/a", "-o", text)
+    assert "dram.copy/a" in text.read_text(encoding="utf-8")
+
+
 def test_no_baseline_is_an_answer_not_a_trace(files: tuple[Path, Path], tmp_path: Path) -> None:
     done = run("compare", tmp_path / "none.json", files[1])
     assert done.returncode == 2
@@ -146,6 +161,8 @@ def test_no_baseline_is_an_answer_not_a_trace(files: tuple[Path, Path], tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--explain", "*", "--format", "csv"], "--explain is text"),
+        (["--margin", "5"], "expected below 100 %"),
         (["--format", "xml"], "--format 'xml': expected one of table"),
         (["--margin", "fpga=3%"], "--margin 'fpga=3%'"),
         (["--noise", "none.json"], "cannot read none.json"),

@@ -11,6 +11,7 @@ from kvbench.compare.metrics import parse_margins
 from kvbench.compare.noise import make_noise
 from kvbench.compare.record import Comparison, Design, Finding, Kind, Verdict
 from kvbench.errors import NotComparableError, UsageError
+from kvbench.machine import Storage
 from kvbench.measure.result import Caution, Report, State
 from tests.compare.samples import (
     LLAMA,
@@ -89,6 +90,7 @@ def test_two_sessions_without_a_floor_prove_nothing_and_say_so() -> None:
     found = compare(*two_sessions(base, new))
     only = finding(found, "dram.copy/a")
     assert (found.design, found.exit_code) == (Design.UNKNOWN, 0)
+    assert "as alike as processes" in str(found.sight[0].reason)
     assert only.verdict is Verdict.UNSURE
     assert only.reason == "looks slower; two sessions without a noise floor cannot show it"
     assert found.confirm is not None  # what looks slower can be settled
@@ -131,8 +133,10 @@ def test_a_noise_floor_swallows_what_sessions_differ_by_and_shows_what_is_more()
 
 def test_a_row_that_was_not_calibrated_is_unsure() -> None:
     noise = make_noise(sessions(0.01))
-    base, new = {"dram.copy/c": noisy(1)}, {"dram.copy/c": noisy(2, slower=0.5)}
+    base = {"dram.copy/a": noisy(1), "dram.copy/c": noisy(2)}
+    new = {"dram.copy/a": noisy(3), "dram.copy/c": noisy(4, slower=0.5)}
     found = compare(*two_sessions(base, new), options=Options(noise=noise))
+    assert verdicts(found) == {"dram.copy/a": "SAME", "dram.copy/c": "UNSURE"}
     assert finding(found, "dram.copy/c").reason == "not in the noise floor: calibrate again"
     assert found.exit_code == 0
 
@@ -152,6 +156,8 @@ def test_a_noise_floor_ages_and_belongs_to_one_machine() -> None:
         "the noise floor is of kernel 6.1, NEW has 6.8",
     ]
     new.machine = base.machine = msgspec.structs.replace(MACHINE, fingerprint="other")
+    forced = compare(base, new, options=Options(noise=noise, noise_path="n.json", force=True))
+    assert forced.differences == ["the noise floor n.json is of another machine (ab)"]
     with pytest.raises(NotComparableError, match=r"noise floor n.json is of another machine"):
         compare(base, new, options=Options(noise=noise, noise_path="n.json"))
 
@@ -229,10 +235,55 @@ def test_several_reasons_are_all_told_and_the_gravest_is_the_status() -> None:
     ]
 
 
+def test_too_few_processes_everywhere_are_no_pass() -> None:
+    few = {"dram.copy/a": noisy(1, processes=3)}
+    found = compare(
+        *two_sessions(few, {"dram.copy/a": noisy(2, slower=3, processes=3)}), options=QUIET
+    )
+    assert found.exit_code == 4
+    assert found.reasons == [
+        "no metric of the two reports can be compared: 3 and 3 processes: 5 a side needed"
+    ]
+
+
+def test_a_case_that_only_the_new_side_of_ab_cannot_do_is_missing() -> None:
+    base, new = one_session(
+        {"dram.copy/a": noisy(1), "nvme.read/b": noisy(2), "nvme.read/c": noisy(3)},
+        {"dram.copy/a": noisy(4), "nvme.read/b": noisy(5), "nvme.read/c": noisy(6)},
+    )
+    # As kvbench.measure.pairs leaves them: the side that broke says why, the other names it.
+    for report, at, code, reason in (
+        (new, 1, "io_error", "Input/output error"),
+        (base, 1, "other_side", "side B has no result"),
+        (base, 2, "io_error", "Input/output error"),
+        (new, 2, "other_side", "side A has no result"),
+    ):
+        row = report.rows[at]
+        row.state, row.reason_code, row.reason = State.FAILED, code, reason
+        row.bytes_per_s = None
+    found = compare(base, new)
+    assert verdicts(found) == {
+        "dram.copy/a": "SAME",
+        "nvme.read/b": "MISSING",
+        "nvme.read/c": "NEW",
+    }
+    assert (found.exit_code, found.reasons) == (4, ["1 of BASE missing from NEW"])
+    assert finding(found, "nvme.read/b").reason == "failed in NEW: Input/output error"
+
+
+def test_a_row_that_vanished_with_its_latency_counts_once() -> None:
+    before, after = two_sessions({"dram.copy/a": noisy(1)}, {"dram.copy/a": noisy(2)})
+    before.rows.append(make_row("nvme.read/b", noisy(3), p99_s=[0.01] * 10))
+    found = compare(before, after, options=QUIET)
+    assert found.reasons == ["1 of BASE missing from NEW"]
+
+
 def test_unsure_fails_only_when_strict() -> None:
     reports = two_sessions({"nvme.read/a": noisy(1, sd=0.5)}, {"nvme.read/a": noisy(2, sd=0.5)})
     assert compare(*reports, options=QUIET).exit_code == 0
-    assert compare(*reports, options=Options(assume_quiet=True, strict=True)).exit_code == 5
+    strict = compare(*reports, options=Options(assume_quiet=True, strict=True))
+    assert strict.exit_code == 5
+    assert [each.fails for each in strict.findings] == [True]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +352,17 @@ def test_few_pairs_are_tested_as_interleaved_processes() -> None:
     assert finding(found, "dram.copy/a").test == "Welch t, 6 and 6 processes"
 
 
+def test_a_row_that_failed_early_does_not_make_the_others_too_few() -> None:
+    base, new = one_session(
+        {"dram.copy/a": noisy(1), "dram.copy/b": noisy(2)},
+        {"dram.copy/a": noisy(3), "dram.copy/b": noisy(4)},
+    )
+    for report in (base, new):
+        report.rows[1].state, report.rows[1].bytes_per_s = State.FAILED, None
+        report.rows[1].processes = report.rows[1].processes[:2]
+    assert compare(base, new).design is Design.PAIRED
+
+
 def test_a_whole_tier_is_seen_where_no_single_metric_is() -> None:
     cases = [f"nvme.read/{number}" for number in range(8)]
     base = {case: noisy(300 + at, sd=0.04) for at, case in enumerate(cases)}
@@ -319,7 +381,7 @@ def test_margins_are_the_users() -> None:
     assert compare(*reports).exit_code == 3
     assert compare(*reports, options=Options(margins=parse_margins(["dram=20%"]))).exit_code == 0
     assert parse_margins(["0.5"])["p99"] == 0.5
-    for wrong in ("cpu=3%", "dram=-1%", "dram", "dram=abc", "nan"):
+    for wrong in ("cpu=3%", "dram=-1%", "dram", "dram=abc", "nan", "5", "nvme=8", "100%"):
         with pytest.raises(UsageError, match="--margin"):
             parse_margins([wrong])
 
@@ -344,7 +406,34 @@ def test_what_differs_without_being_identity_is_named() -> None:
         msgspec.structs.replace(each, slow_fraction=0.09) for each in new.rows[0].processes
     ]
     found = {each.code: each.message for each in compare(base, new, options=QUIET).conditions}
+    assert "GPU link" not in found
     assert found["kernel"] == "kernel: 6.1 in BASE, 6.8 in NEW"
     assert found["plan"] == "other plans: time_limit_s - in BASE, 2.0 in NEW"  # the seed may differ
     assert found["no_steady_state"] == "moving (0 metrics of BASE, 1 of NEW)"
     assert found["slow_mode"].startswith("dram.copy/a: 9% of samples in a slow mode, 0% in BASE")
+
+
+def test_a_link_that_became_narrower_and_a_lost_gds_are_named() -> None:
+    base, new = two_sessions({"dram.copy/a": noisy(1)}, {"dram.copy/a": noisy(2)})
+    drives = [
+        Storage(device_kind="nvme", link_generation=4, link_width=width, gds=gds)
+        for width, gds in ((4, "nvidia-fs"), (2, "compat"))
+    ]
+    for report, drive in zip((base, new), drives, strict=True):
+        report.machine = msgspec.structs.replace(MACHINE, storage=drive)
+    found = {each.code: each.message for each in compare(base, new, options=QUIET).conditions}
+    assert found["drive_link"] == "drive link: Gen4 x4 in BASE, Gen4 x2 in NEW"
+    assert found["gpudirect_storage"] == "GPUDirect Storage: nvidia-fs in BASE, compat in NEW"
+
+
+def test_slow_modes_of_many_rows_are_one_condition() -> None:
+    cases = {f"dram.copy/{at}": noisy(at) for at in range(9)}
+    base, new = two_sessions(cases, cases)
+    for at, row in enumerate(new.rows):
+        share = 0.05 + 0.01 * at
+        row.processes = [
+            msgspec.structs.replace(each, slow_fraction=share) for each in row.processes
+        ]
+    conditions = compare(base, new, options=QUIET).conditions
+    (only,) = (each.message for each in conditions if each.code == "slow_mode")
+    assert only.startswith("dram.copy/8: 13% of samples in a slow mode, 0% in BASE; so 8 others")

@@ -95,7 +95,8 @@ def test_an_error_is_one_line_and_exit_status_2(tmp_path: Path, file: Path) -> N
     assert "--format 'xml': expected one of table, json, csv, markdown" in done.stderr
 
 
-@pytest.mark.parametrize("form", FORMATS)
+# A page's curves of latency are drawn with numpy; nobody waits for a page at a prompt.
+@pytest.mark.parametrize("form", sorted(FORMATS.keys() - {"html"}))
 def test_no_device_library_and_no_numerics_are_loaded(file: Path, form: str) -> None:
     code = (
         "import sys; from pathlib import Path; from kvbench.cli.report import report; "

@@ -16,7 +16,7 @@ from kvbench.compare.record import (
     Source,
     Verdict,
 )
-from kvbench.measure.result import Report
+from kvbench.measure.result import DIRTY, Report
 from kvbench_reports import head as report_head
 from kvbench_reports.words import clean, count, moment, percent, short_percent
 
@@ -160,7 +160,8 @@ def confirm_label(comparison: Comparison) -> str:
 def _source(source: Source, other: Source) -> list[str]:
     facts = [clean(source.path) or "path not recorded"]
     if source.commit:
-        facts.append(f"commit {clean(source.commit)[:SHORT_COMMIT]}")
+        commit, dirty, _ = clean(source.commit).partition(DIRTY)
+        facts.append(f"commit {commit[:SHORT_COMMIT]}{dirty}")
     if source.side is not None:
         facts.append(f"side {clean(source.side)}")
     facts.append(moment(source.started_at))
