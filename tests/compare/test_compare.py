@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kvbench.compare.compare import Options, compare
+from kvbench.compare.gate import change, decide
 from kvbench.compare.metrics import parse_margins
 from kvbench.compare.noise import make_noise
 from kvbench.compare.record import Comparison, Design, Finding, Kind, Verdict
@@ -437,3 +438,37 @@ def test_slow_modes_of_many_rows_are_one_condition() -> None:
     conditions = compare(base, new, options=QUIET).conditions
     (only,) = (each.message for each in conditions if each.code == "slow_mode")
     assert only.startswith("dram.copy/8: 13% of samples in a slow mode, 0% in BASE; so 8 others")
+
+
+def test_reports_are_judged_by_the_arithmetic_whose_operating_characteristics_are_known() -> None:
+    # benchmarks/operating_characteristics.py drives `gate` on arrays; here the same numbers go the
+    # whole way, through rows, matching and families.
+    random = np.random.default_rng(21)
+    groups = {"hbm": 8, "dram": 8, "nvme": 8, "peer": 6}
+    names = [f"{group}.read/{at}" for group, size in groups.items() for at in range(size)]
+    base, new = 0.02 * random.standard_normal((2, len(names), 10))
+    new[:3] += 0.08
+    new[16:24] += 0.07
+    sides = [
+        {name: [float(10e9 * np.exp(-y)) for y in ys] for name, ys in zip(names, side, strict=True)}
+        for side in (base, new)
+    ]
+    found = compare(*one_session(sides[0], sides[1]))
+    margins = [parse_margins([])[name.partition(".")[0]] for name in names]
+    metrics = decide(change(base, new, interleaved=True), np.log1p(margins))
+    means = [
+        np.stack([side[at : at + size].mean(0) for at, size in ((0, 8), (8, 8), (16, 8), (24, 6))])
+        for side in (base, new)
+    ]
+    tier_margins = np.log1p([parse_margins([])[group] for group in groups])
+    tiers = decide(change(means[0], means[1], interleaved=True), tier_margins)
+    for at, name in enumerate(names):
+        one = finding(found, name)
+        assert one.p_slower_adjusted == pytest.approx(metrics.p_slower_adjusted[at])
+        assert (one.verdict is Verdict.SLOWER) == metrics.slower[at]
+    for at, group in enumerate(groups):
+        one = finding(found, f"{group} (tier)")
+        assert one.p_slower_adjusted == pytest.approx(tiers.p_slower_adjusted[at])
+        assert (one.verdict is Verdict.SLOWER) == tiers.slower[at]
+    assert metrics.slower.sum() > 2
+    assert tiers.slower.tolist() == [True, False, True, False]

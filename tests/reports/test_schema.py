@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from kvbench.compare.record import Comparison, encode_comparison
 from kvbench.measure.result import Report, encode_report
 from kvbench_reports.schema import schema_text
 
@@ -44,3 +45,17 @@ def test_the_schema_refuses_what_a_report_never_holds(
     raw["rows"][0][field] = value
     with pytest.raises(jsonschema.ValidationError):
         validate(raw)
+
+
+def test_the_exported_schema_of_a_comparison_is_current_and_holds_one(
+    comparison: Comparison,
+) -> None:
+    text = SCHEMA.with_name("comparison.schema.json").read_text(encoding="utf-8")
+    assert text == schema_text("comparison"), (
+        "python -m kvbench_reports.schema comparison > reports/comparison.schema.json"
+    )
+    jsonschema.validate(
+        json.loads(encode_comparison(comparison)),
+        json.loads(text),
+        cls=jsonschema.Draft202012Validator,
+    )
