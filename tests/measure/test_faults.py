@@ -110,10 +110,10 @@ def test_a_result_above_the_limit_is_never_printed_as_one(setting: Setting, data
 def test_a_few_samples_give_no_p99(setting: Setting, data: Path) -> None:
     assert data.exists()
     case = READ.case({"block_bytes": 4 * MIB, "queue_depth": 1})
-    plan = replace(setting.plan, time_limit_s=0.01, warmup_s=0.01)
+    plan = replace(setting.plan, time_limit_s=0.1, warmup_s=0.01)
     row = measure(case, replace(setting, plan=plan))
     assert row.latency_s is not None
-    assert row.latency_s.count < 100
+    assert row.latency_s.count < 1000
     assert row.latency_s.p99 is None
     assert "1000 needed" in row.missing["latency_s.p99"]
 
