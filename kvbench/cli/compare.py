@@ -92,8 +92,8 @@ def compare(  # noqa: PLR0913  the options of the command are its interface
         assume_quiet=assume_quiet,
         strict=strict,
     )
-    reports = read_report(base), read_report(new)
-    comparison = hold_against(*reports, (str(base), str(new)), options)
+    before, after = (read_report(path, samples=False) for path in (base, new))
+    comparison = hold_against(before, after, (str(base), str(new)), options)
     finish(comparison, format_, out, all_=all_, explain=explain)
 
 

@@ -172,7 +172,7 @@ def smallest_visible(
 
 def _noncentrality(df: Floats, level: float) -> Floats:
     """Shift at which a t test of this level has `POWER`; solved once for each distinct df."""
-    rounded, back = np.unique(np.round(df, 2), return_inverse=True)
+    rounded, back = np.unique(np.round(df, 1), return_inverse=True)
     critical: Floats = special.stdtrit(rounded, 1 - level)
     low: Floats = np.zeros_like(rounded)
     high: Floats = 4 * critical + 10.0

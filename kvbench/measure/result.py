@@ -168,14 +168,14 @@ def encode_report(report: Report, raw: dict[str, Any] | None = None) -> bytes:
     return msgspec.json.encode(merged) + b"\n"
 
 
-def decode_report(data: bytes, source: str) -> Report:
-    """The report in `data`; `source` names it in errors.
+def decode_report(data: bytes, source: str, *, samples: bool = True) -> Report:
+    """The report in `data`; `source` names it in errors. Without `samples` those are left empty.
 
     Raises:
         UsageError: not a kvbench report, damaged, or of a newer major version.
     """
     try:
-        report = msgspec.json.decode(data, type=Report)
+        report = msgspec.json.decode(data, type=Report if samples else _ThinReport)
     except (msgspec.MsgspecError, RecursionError) as error:
         _check_schema(data, source)  # says more than that a field of another version is wrong
         raise UsageError(f"{source} is damaged: {error}") from None
@@ -201,13 +201,13 @@ def _check_schema(data: bytes, source: str) -> None:
         )
 
 
-def read_report(path: Path) -> Report:
-    """The report in a file.
+def read_report(path: Path, *, samples: bool = True) -> Report:
+    """The report in a file; without `samples` and histograms in a third of the time.
 
     Raises:
         UsageError: the file cannot be read or is not a report.
     """
-    return decode_report(read_bytes(path), str(path))
+    return decode_report(read_bytes(path), str(path), samples=samples)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -271,6 +271,24 @@ def report_schema() -> dict[str, Any]:
 
 class _Head(msgspec.Struct):
     schema: str
+
+
+# The same with the bulky fields under names that no report has: they are skipped, not decoded.
+class _ThinProcess(
+    ProcessResult,
+    frozen=True,
+    kw_only=True,
+    rename={"sample_bytes_per_s": "-", "latency_histogram": "--", "path_evidence": "---"},
+):
+    sample_bytes_per_s: list[float] = []
+
+
+class _ThinRow(Row, kw_only=True):
+    processes: list[_ThinProcess] = []  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class _ThinReport(Report, kw_only=True):
+    rows: list[_ThinRow]  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def _keep_unknown(known: object, raw: object) -> object:
