@@ -1,5 +1,6 @@
 """`kvbench calibrate`: the noise floor of this machine, from sessions of the same code."""
 
+import contextlib
 import sys
 import time
 from dataclasses import replace
@@ -9,13 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvbench.cli import measuring
-from kvbench.errors import UsageError
+from kvbench.errors import InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Sized
+
     from kvbench.cli.measuring import Request
     from kvbench.measure.result import Report
+    from kvbench.measure.session import Session
 
 LEAST_SESSIONS = 8  # when it measures itself; 5 given reports are accepted
+LEAST_PROCESSES = 5  # as `gate.MIN_PROCESSES`, whose import --help does not wait for
 
 
 def calibrate(  # noqa: PLR0913  the options of the command are its interface
@@ -36,7 +41,12 @@ def calibrate(  # noqa: PLR0913  the options of the command are its interface
     ),
     model: measuring.Model = measuring.DEFAULT_MODEL,
     directory: measuring.Directory = Path(),
-    processes: measuring.Processes = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=LEAST_PROCESSES, max=1000, help="Fresh worker processes for each case of a session."
+        ),
+    ] = None,
     only: measuring.Only = None,
     time_limit: measuring.TimeLimit = None,
     data: measuring.Data = None,
@@ -47,7 +57,7 @@ def calibrate(  # noqa: PLR0913  the options of the command are its interface
     simulate: measuring.Simulate = None,
     seed: measuring.Seed = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the sessions that are finished.")
+        bool, typer.Option("--resume", help="Go on with the sessions that are there.")
     ] = False,
 ) -> None:
     """Repeat a suite in sessions and keep how far they lie apart, for `compare --noise`.
@@ -59,10 +69,12 @@ def calibrate(  # noqa: PLR0913  the options of the command are its interface
     from kvbench.cli.report import stdout_console
     from kvbench.compare.noise import SCHEMA, encode_noise, foresee, make_noise
     from kvbench.compare.selfcheck import self_check
+    from kvbench.machine import redact_argument
     from kvbench.measure.result import read_report
     from kvbench_reports import noise as renderer
 
     check_replaceable(out, SCHEMA)
+    command: list[str] = []
     if all(word.endswith(".json") for word in what):
         reports = [(word, read_report(Path(word))) for word in what]
     elif len(what) > 1:
@@ -84,7 +96,8 @@ def calibrate(  # noqa: PLR0913  the options of the command are its interface
             seed=seed,
         )
         reports = _measure(measuring.make_request(asked), out, sessions, pause, resume=resume)
-    noise = make_noise(reports)
+        command = [redact_argument(word) for word in sys.argv[1:]]
+    noise = make_noise(reports, command)
     write_whole(out, encode_noise(noise))
     renderer.show(noise, foresee(noise), self_check(reports), stdout_console(), str(out))
 
@@ -93,12 +106,9 @@ def _measure(
     request: "Request", out: Path, sessions: int, pause_s: float, *, resume: bool
 ) -> "list[tuple[str, Report]]":
     """The sessions' reports, each on disk as soon as it is there."""
-    from kvbench.compare.gate import MIN_PROCESSES
     from kvbench.measure.result import read_report
-    from kvbench.measure.session import Session
 
-    if request.plan.processes < MIN_PROCESSES:
-        request = replace(request, plan=replace(request.plan, processes=MIN_PROCESSES))
+    request = _with_enough_processes(request)
     folder = out.with_name(f"{out.stem}.sessions")
     if folder.exists() and not resume and any(folder.glob("session-*.json")):
         raise UsageError(
@@ -106,21 +116,63 @@ def _measure(
             "or removing the directory starts anew"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    reports: list[tuple[str, Report]] = []
-    for number in range(1, sessions + 1):
-        path = folder / f"session-{number:02d}.json"
-        kept = path.exists()
-        if not kept or read_report(path).finished_at is None:
-            if reports and pause_s:
+    paths = [folder / f"session-{number:02d}.json" for number in range(1, sessions + 1)]
+    # All of them before any measuring: one of another suite, plan, model or machine ends it here.
+    begun: dict[Path, Session] = {}
+    for number, path in enumerate(paths, 1):
+        if path.exists():
+            begun[path] = _session(request, number)
+            begun[path].resume(path)
+    finished = {
+        path
+        for path, session in begun.items()
+        if not session.pending and read_report(path).finished_at is not None
+    }
+    with _interruption(finished, sessions, folder):
+        for number, path in enumerate(paths, 1):
+            if path in finished:
+                continue
+            if number > 1:
                 time.sleep(pause_s)
             typer.echo(f"session {number} of {sessions}", err=True)
-            cases, setting = measuring.prepare(replace(request, seed=request.seed + number))
-            session = Session(request.suite.name, cases, setting, sys.argv[1:])
-            if kept:
-                session.resume(path)
-            with measuring.scratch_for(request, session.pending, setting) as scratch:
+            session = begun.get(path) or _session(request, number)
+            with measuring.scratch_for(request, session.pending, session.setting) as scratch:
                 if scratch is not None:
                     session.use(scratch)
                 measuring.watch(session, path)
-        reports.append((str(path), read_report(path)))
-    return reports
+            finished.add(path)
+    return [(str(path), read_report(path)) for path in paths]
+
+
+def _with_enough_processes(request: "Request") -> "Request":
+    asked = request.plan.processes
+    if asked >= LEAST_PROCESSES:
+        return request
+    typer.echo(
+        f"kvbench: {LEAST_PROCESSES} processes for each case, not the {asked} of the suite "
+        f"{request.suite.name}: a noise floor needs them",
+        err=True,
+    )
+    return replace(request, plan=replace(request.plan, processes=LEAST_PROCESSES))
+
+
+def _session(request: "Request", number: int) -> "Session":
+    from kvbench.measure.session import Session
+
+    cases, setting = measuring.prepare(replace(request, seed=request.seed + number))
+    return Session(request.suite.name, cases, setting, sys.argv[1:])
+
+
+@contextlib.contextmanager
+def _interruption(finished: "Sized", sessions: int, folder: Path) -> "Generator[None, None, None]":
+    """Say how to go on; before the first session is finished, `watch` says it of its rows."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        if not finished:
+            raise
+        raise InterruptedRunError(
+            error.number,
+            f": {len(finished)} of {sessions} sessions are in {folder}; repeat the command with "
+            "--resume to go on",
+        ) from None

@@ -7,26 +7,30 @@ at least five sessions; docs/statistics.md has its figures.
 
 import datetime as dt
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from kvbench import __version__
-from kvbench.compare.gate import MIN_PROCESSES, Change, noise_floor, smallest_visible
+from kvbench.compare.gate import MIN_PROCESSES, PAIRED_FROM, Change, noise_floor, smallest_visible
 from kvbench.compare.metrics import GROUPS, MARGINS, OTHER_MARGIN, Metric, metrics_of
 from kvbench.errors import UsageError
 from kvbench.geometry import KVGeometry
-from kvbench.machine import Machine
+from kvbench.machine import Machine, redact_argument, shell_quoted
 from kvbench.measure.result import Caution, Report, read_bytes
 
 SCHEMA = "kvbench.noise/1"
 LEAST_SESSIONS = 5  # K = 3 gave as few false alarms, but its F wanders by a factor of three
 STALE_DAYS = 30
 Floats = NDArray[np.float64]
+_DATE = re.compile(r"-\d{4}-\d\d-\d\d$")
+_OUT = re.compile(r"--out=|-o")
 
 
 class Floor(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +40,7 @@ class Floor(msgspec.Struct, frozen=True, kw_only=True):
     definition_hash: str
     variance: float  # that two sessions add to a difference
     process_sd: float  # of one process inside a session
+    sessions: list[int]  # which of the calibration's have the metric, in time order, from 0
     values: list[list[float]]  # [sessions][processes]
 
 
@@ -45,12 +50,13 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
     schema: str = SCHEMA
     kvbench_version: str
     measured_at: str  # start of the last session, ISO 8601
-    suites: list[str]
+    suite: str
     sessions: int
     simulated: str | None
     machine: Machine  # of the last session
     model: KVGeometry
     metrics: dict[str, Floor]
+    command: list[str] = []  # argv of the calibration, redacted; empty for one of given reports
 
     def floor_of(self, metric: Metric) -> tuple[float, float] | None:
         """Variance and degrees of freedom for a metric that was calibrated as it is now."""
@@ -60,22 +66,29 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
         return floor.variance, len(floor.values) - 1.0
 
     def floor_of_mean(self, ids: Sequence[str]) -> tuple[float, float] | None:
-        """The same for the mean over metrics; None where one of them was not calibrated."""
+        """The same for the mean over metrics, of the sessions that all of them have.
+
+        None where one of them was not calibrated, or they share too few sessions.
+        """
         if not all(each in self.metrics for each in ids):
             return None
-        sessions = _mean_sessions([self.metrics[each].values for each in ids])
+        sessions = _mean_sessions([self.metrics[each] for each in ids])
         if sessions is None:
             return None
         variance, df = noise_floor(sessions)
         return float(variance), float(df)
 
 
-def make_noise(reports: Sequence[tuple[str, Report]]) -> Noise:
+def make_noise(reports: Sequence[tuple[str, Report]], command: Sequence[str] = ()) -> Noise:
     """The floor from reports of the same code on one machine; each comes with its name for errors.
+
+    A metric needs `LEAST_SESSIONS` sessions with `MIN_PROCESSES` processes each; others do not
+    count for it. `command` is the argv, redacted, that measured them.
 
     Raises:
         UsageError: too few reports or processes, a report that is unfinished or was slowed on
-            purpose, two of one session, or of different machines, models or definitions.
+            purpose, two of one session, or of different machines, models, suites, plans or
+            definitions.
     """
     if len(reports) < LEAST_SESSIONS:
         raise UsageError(
@@ -85,15 +98,14 @@ def make_noise(reports: Sequence[tuple[str, Report]]) -> Noise:
     ordered = sorted((report for _, report in reports), key=lambda each: each.started_at)
     found = [metrics_of(report) for report in ordered]
     metrics: dict[str, Floor] = {}
-    for name in found[0]:
-        each = [metrics_in[name] for metrics_in in found if name in metrics_in]
+    for name in dict.fromkeys(itertools.chain.from_iterable(found)):
+        have = {at: metrics_in[name] for at, metrics_in in enumerate(found) if name in metrics_in}
+        each = {at: metric for at, metric in have.items() if len(metric.values) >= MIN_PROCESSES}
         if len(each) < LEAST_SESSIONS:
             continue
-        if len({metric.row.definition_hash for metric in each}) > 1:
+        if len({metric.row.definition_hash for metric in each.values()}) > 1:
             raise UsageError(f"{name} was not the same case in all sessions: calibrate again")
-        floor = _floor(each)
-        if floor is not None:
-            metrics[name] = floor
+        metrics[name] = _floor(each)
     if not metrics:
         raise UsageError(
             f"no metric has {MIN_PROCESSES} processes in each of {LEAST_SESSIONS} sessions: "
@@ -103,26 +115,28 @@ def make_noise(reports: Sequence[tuple[str, Report]]) -> Noise:
     return Noise(
         kvbench_version=__version__,
         measured_at=last.started_at,
-        suites=sorted({report.suite for report in ordered}),
+        suite=last.suite,
         sessions=len(ordered),
         simulated=last.simulated,
         machine=last.machine,
         model=last.model,
         metrics=metrics,
+        command=list(command),
     )
 
 
-def _floor(sessions: Sequence[Metric]) -> Floor | None:
-    fewest = min(len(metric.values) for metric in sessions)
-    if fewest < MIN_PROCESSES:
-        return None
-    values = np.stack([metric.y[:fewest] for metric in sessions])
+def _floor(sessions: Mapping[int, Metric]) -> Floor:
+    """Of one metric; its sessions by their place in time."""
+    metrics = list(sessions.values())
+    fewest = min(len(metric.values) for metric in metrics)
+    values = np.stack([metric.y[:fewest] for metric in metrics])
     variance, _ = noise_floor(values)
     return Floor(
-        group=sessions[0].group,
-        definition_hash=sessions[0].row.definition_hash,
+        group=metrics[0].group,
+        definition_hash=metrics[0].row.definition_hash,
         variance=float(variance),
         process_sd=float(np.sqrt(values.var(-1, ddof=1).mean())),
+        sessions=list(sessions),
         values=values.tolist(),
     )
 
@@ -145,6 +159,8 @@ def _check_alike(reports: Sequence[tuple[str, Report]]) -> None:
             ("simulated profile", report.simulated, first.simulated),
             ("machine", report.machine.fingerprint, first.machine.fingerprint),
             ("model", report.model, first.model),
+            ("suite", report.suite, first.suite),
+            ("plan", report.plan | {"seed": 0}, first.plan | {"seed": 0}),
         ):
             if here != there and not (what == "machine" and report.simulated):
                 raise UsageError(f"{name} and {first_name} are not of one {what}")
@@ -162,6 +178,12 @@ def read_noise(path: Path) -> Noise:
         raise UsageError(f"{path} is no noise floor of `kvbench calibrate`: {error}") from None
     if noise.schema != SCHEMA:
         raise UsageError(f"{path} has schema {noise.schema!r}, this kvbench reads {SCHEMA!r}")
+    for name, floor in noise.metrics.items():
+        if len(floor.sessions) != len(floor.values):
+            raise UsageError(
+                f"{path} is damaged: {name} has values of {len(floor.values)} sessions and names "
+                f"{len(floor.sessions)}; calibrate again"
+            )
     return noise
 
 
@@ -171,22 +193,50 @@ def encode_noise(noise: Noise) -> bytes:
 
 
 def age_cautions(noise: Noise, report: Report, path: str) -> list[Caution]:
-    """Why a floor may no longer be this machine's: 30 days, another kernel or driver."""
-    fix = f"kvbench calibrate {report.suite} -o {path}"
+    """Why a floor may no longer be this machine's: 30 days, another kernel or driver.
+
+    `path` is the floor's file; the fix measures it anew into one beside it.
+    """
+    if report.simulated:
+        return []  # neither time nor kernel changes a profile
     old: list[str] = []
     days = (_instant(report.started_at) - _instant(noise.measured_at)).days
     if abs(days) > STALE_DAYS:
         old.append(f"is {days} days old" if days > 0 else f"is {-days} days younger than NEW")
     then, now = noise.machine, report.machine
-    if report.simulated:
-        return []  # neither time nor kernel changes a profile
     for what, before, after in (
         ("kernel", then.os.kernel, now.os.kernel),
         ("driver", then.cuda.driver_version, now.cuda.driver_version),
     ):
         if before != after:
             old.append(f"is of {what} {before or 'none'}, NEW has {after or 'none'}")
+    fix = _again(noise, report, path)
     return [Caution(code="old_noise", message=f"the noise floor {text}", fix=fix) for text in old]
+
+
+def _again(noise: Noise, report: Report, path: str) -> str:
+    """The calibration's command into a new file, since `calibrate` keeps the old one's sessions."""
+    old = Path(redact_argument(path or "kvbench-noise.json"))
+    day = _instant(report.started_at).date().isoformat()
+    new = f"{_DATE.sub('', old.stem)}-{day}.json"
+    if new == old.name:
+        new = f"{old.stem}-2.json"
+    words = _without_out(noise.command) or ["calibrate", report.suite]
+    return " ".join(map(shell_quoted, ["kvbench", *words, "-o", str(old.with_name(new))]))
+
+
+def _without_out(command: Sequence[str]) -> list[str]:
+    """Words of a command line without where the result goes, and without --resume."""
+    words: list[str] = []
+    follows = False
+    for word in command:
+        if follows:
+            follows = False
+        elif word in {"-o", "--out"}:
+            follows = True
+        elif word != "--resume" and not _OUT.match(word):
+            words.append(word)
+    return words
 
 
 class Foresight(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,69 +251,103 @@ class Foresight(msgspec.Struct, frozen=True, kw_only=True):
     tier_two_sessions: float | None
 
 
+class _Spread(NamedTuple):
+    """What a calibration knows of metrics or of a mean over them; arrays of one shape."""
+
+    process_sd: Floats
+    variance: Floats  # that two sessions add to a difference
+    df: Floats  # of that variance
+
+
 def foresee(noise: Noise, processes: Sequence[int] = (5, 10, 20)) -> list[Foresight]:
     """What comparisons on this machine will be able to see, by group and number of processes."""
     groups = list(dict.fromkeys((*GROUPS, *(each.group for each in noise.metrics.values()))))
-    tiers = sum(1 for group in groups if len(_members(noise, group)) > 1)
+    members = {group: _members(noise, group) for group in groups}
+    tiers = sum(1 for floors in members.values() if len(floors) > 1)
     table: list[Foresight] = []
     for group, count in itertools.product(groups, processes):
-        members = _members(noise, group)
-        if not members:
+        floors = members[group]
+        if not floors:
             continue
-        sds = np.array([noise.metrics[each].process_sd for each in members])
-        floors = np.array([noise.metrics[each].variance for each in members])
-        df = noise.sessions - 1.0
-        alone, apart = _visible(sds, floors, count, group, len(noise.metrics), df)
-        tier: tuple[float, float] | None = None
-        if len(members) > 1:
-            sessions = _mean_sessions([noise.metrics[each].values for each in members])
-            if sessions is not None:
-                variance, _ = noise_floor(sessions)
-                sd = np.sqrt(sessions.var(-1, ddof=1).mean())
-                tier = _visible(np.array([sd]), np.array([variance]), count, group, tiers, df)
+        margin = float(np.log1p(MARGINS.get(group, OTHER_MARGIN)))
+        spread = _Spread(
+            np.array([each.process_sd for each in floors]),
+            np.array([each.variance for each in floors]),
+            np.array([len(each.values) - 1.0 for each in floors]),
+        )
+        alone, apart = _visible(spread, count, margin, len(noise.metrics))
+        sessions = _mean_sessions(floors) if len(floors) > 1 else None
+        tier: tuple[float | None, float | None] = (None, None)
+        if sessions is not None:
+            sd = np.sqrt(sessions.var(-1, ddof=1).mean())
+            tier = _visible(_Spread(sd, *noise_floor(sessions)), count, margin, tiers)
         table.append(
             Foresight(
                 group=group,
                 processes=count,
-                metrics=len(members),
+                metrics=len(floors),
                 interleaved=alone,
                 two_sessions=apart,
-                tier_interleaved=tier[0] if tier else None,
-                tier_two_sessions=tier[1] if tier else None,
+                tier_interleaved=tier[0],
+                tier_two_sessions=tier[1],
             )
         )
     return table
 
 
-def _members(noise: Noise, group: str) -> list[str]:
-    return [name for name, floor in noise.metrics.items() if floor.group == group]
+def _members(noise: Noise, group: str) -> list[Floor]:
+    return [floor for floor in noise.metrics.values() if floor.group == group]
 
 
-def _visible(
-    process_sd: Floats, variance: Floats, processes: int, group: str, tests: int, floor_df: float
-) -> tuple[float, float]:
+def _visible(spread: _Spread, processes: int, margin: float, tests: int) -> tuple[float, float]:
     """Median smallest visible slowdown: interleaved, and over two sessions with the floor."""
-    margin = np.log1p(np.full(process_sd.shape, MARGINS.get(group, OTHER_MARGIN)))
-    within = 2 * process_sd**2 / processes
-    df = np.full(process_sd.shape, processes - 1.0)
-    nothing = np.zeros_like(within)
-    interleaved = Change(nothing, np.sqrt(within), df)
-    total = within + variance
-    terms = within**2 / (2 * df) + variance**2 / floor_df
-    df_all = np.where(terms > 0, total**2 / np.where(terms > 0, terms, 1.0), 2 * df)
+    within = 2 * spread.process_sd**2 / processes
+    alone = np.full_like(within, processes - 1.0)  # degrees of freedom of one side, or of pairs
+    welch_df = np.full_like(within, _welch_df(processes))
+    nothing, margins = np.zeros_like(within), np.full_like(within, margin)
+    seen = _as_estimated(within, 2 * alone)
+    interleaved = Change(nothing, np.sqrt(seen), welch_df)
+    if processes >= PAIRED_FROM:  # as `gate.change` chooses
+        interleaved = Change(nothing, np.sqrt(_as_estimated(within, alone)), alone)
+    total = seen + spread.variance
+    terms = seen**2 / welch_df + spread.variance**2 / spread.df
+    df_all = np.where(terms > 0, total**2 / np.where(terms > 0, terms, 1.0), welch_df)
     apart = Change(nothing, np.sqrt(total), df_all)
     return (
-        float(np.median(smallest_visible(interleaved, margin, tests))),
-        float(np.median(smallest_visible(apart, margin, tests))),
+        float(np.median(smallest_visible(interleaved, margins, tests))),
+        float(np.median(smallest_visible(apart, margins, tests))),
     )
 
 
-def _mean_sessions(metrics: Sequence[list[list[float]]]) -> Floats | None:
-    """Mean over metrics of [sessions][processes]; None where metrics have other sessions."""
-    if len({len(sessions) for sessions in metrics}) != 1:
+def _welch_df(processes: int) -> float:
+    """Median degrees of freedom of Welch's test on sides that vary alike: below 2 (P - 1).
+
+    They fall with the ratio of the two estimated variances, in either direction; half of all
+    ratios lie between the quartiles of F.
+    """
+    alone = processes - 1.0
+    ratio = float(special.fdtri(alone, alone, 0.75))
+    return alone * (1 + ratio) ** 2 / (1 + ratio**2)
+
+
+def _as_estimated(variance: Floats, df: Floats) -> Floats:
+    """The median of estimates of a variance, which are too small more often than too large.
+
+    `smallest_visible` makes up for that, and the variance of a calibration, of all its processes,
+    is in no need of it.
+    """
+    median: Floats = variance * special.gammaincinv(df / 2, 0.5) / (df / 2)
+    return median
+
+
+def _mean_sessions(floors: Sequence[Floor]) -> Floats | None:
+    """Mean over metrics, float64 [sessions, processes], of the sessions that all of them have."""
+    by_session = [dict(zip(each.sessions, each.values, strict=True)) for each in floors]
+    shared = sorted(set[int].intersection(*map(set, by_session)))
+    if len(shared) < LEAST_SESSIONS:
         return None
-    fewest = min(len(session) for sessions in metrics for session in sessions)
-    cut = [[session[:fewest] for session in sessions] for sessions in metrics]
+    fewest = min(len(values[at]) for values in by_session for at in shared)
+    cut = [[values[at][:fewest] for at in shared] for values in by_session]
     mean: Floats = np.asarray(cut, dtype=np.float64).mean(axis=0)
     return mean
 
@@ -271,15 +355,6 @@ def _mean_sessions(metrics: Sequence[list[list[float]]]) -> Floats | None:
 def noise_schema() -> dict[str, Any]:
     """The JSON Schema of a noise floor."""
     return msgspec.json.schema(Noise)
-
-
-def summary(noise: Noise) -> Mapping[str, str]:
-    """Which machine and model it is of, in words."""
-    return {
-        "machine": noise.machine.cpu.model or "unknown CPU",
-        "model": noise.model.name,
-        "fingerprint": noise.machine.fingerprint,
-    }
 
 
 def _instant(text: str) -> dt.datetime:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import msgspec
 
 from kvbench.compare.compare import Options, compare
-from kvbench.compare.noise import LEAST_SESSIONS, make_noise
+from kvbench.compare.noise import LEAST_SESSIONS, Noise, make_noise
 from kvbench.compare.record import REGRESSION
+from kvbench.errors import UsageError
 from kvbench.measure.result import Report
 
 
@@ -27,13 +28,24 @@ def self_check(reports: Sequence[tuple[str, Report]]) -> SelfCheck:
     """Compare every ordered pair; each pair's floor is made of the sessions not in it."""
     enough = len(reports) - 2 >= LEAST_SESSIONS
     quiet = floor = pairs = 0
-    for (i, base), (j, new) in itertools.permutations(enumerate(reports), 2):
-        pairs += 1
-        quiet += _red(base[1], new[1], Options(assume_quiet=True))
-        if enough:
-            others = [each for at, each in enumerate(reports) if at not in {i, j}]
-            floor += _red(base[1], new[1], Options(noise=make_noise(others)))
+    for i, j in itertools.combinations(range(len(reports)), 2):
+        others = [each for at, each in enumerate(reports) if at not in {i, j}]
+        noise = _floor_of(others) if enough else None
+        enough = noise is not None
+        for base, new in ((reports[i][1], reports[j][1]), (reports[j][1], reports[i][1])):
+            pairs += 1
+            quiet += _red(base, new, Options(assume_quiet=True))
+            if noise is not None:
+                floor += _red(base, new, Options(noise=noise))
     return SelfCheck(pairs=pairs, quiet_alarms=quiet, floor_alarms=floor if enough else None)
+
+
+def _floor_of(reports: Sequence[tuple[str, Report]]) -> Noise | None:
+    """None where no metric has enough sessions once two of them are left out."""
+    try:
+        return make_noise(reports)
+    except UsageError:
+        return None
 
 
 def _red(base: Report, new: Report, options: Options) -> bool:

@@ -15,6 +15,10 @@ from kvbench_reports.table import Part, plain_text, print_parts
 from kvbench_reports.words import NONE, clean, count, percent
 
 _HEADINGS: tuple[str, ...] = ("group", "metrics", "process sd", "session sd")
+_SEEN_HEADINGS: tuple[tuple[str, ...], ...] = (
+    ("group", "processes", "one metric:", "compare", "whole group:", "compare"),
+    ("", "", "ab", "--noise", "ab", "--noise"),
+)
 
 
 def show(
@@ -45,7 +49,7 @@ def _parts(
 
 
 def _head(noise: Noise, width: int) -> Iterator[Text]:
-    what = f"noise floor of {noise.sessions} sessions, suite {clean(', '.join(noise.suites))}"
+    what = f"noise floor of {noise.sessions} sessions, suite {clean(noise.suite)}"
     if noise.simulated:
         what += f", simulated devices (profile {clean(noise.simulated)}): true of no machine"
     yield from prose(what, width, style="bold", hang=2)
@@ -71,15 +75,7 @@ def _spread(noise: Noise, width: int) -> Iterator[Text]:
 def _seen(foresight: Sequence[Foresight], width: int) -> Iterator[Text]:
     text = "smallest slowdown that will be seen with 80 % power (predicted from these sessions)"
     yield from prose(text, width, style="bold", hang=2)
-    heading = (
-        "group",
-        "processes",
-        "one metric: ab",
-        "compare --noise",
-        "whole group: ab",
-        "compare --noise",
-    )
-    rows: list[tuple[str, ...]] = [heading]
+    rows = list(_SEEN_HEADINGS)
     for each in foresight:
         shares = (
             each.interleaved,
@@ -88,7 +84,7 @@ def _seen(foresight: Sequence[Foresight], width: int) -> Iterator[Text]:
             each.tier_two_sessions,
         )
         rows.append((clean(each.group), str(each.processes), *(_share(share) for share in shares)))
-    yield from _aligned(rows)
+    yield from _aligned(rows, headings=len(_SEEN_HEADINGS))
 
 
 def _closing(noise: Noise, check: SelfCheck, path: str, width: int) -> Iterator[Text]:
@@ -117,9 +113,9 @@ def _share(share: float | None) -> str:
     return ">100 %" if share > 1 else f"{percent(share)} %"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[Text]:
+def _aligned(rows: Sequence[Sequence[str]], *, headings: int = 1) -> Iterator[Text]:
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     for number, row in enumerate(rows):
         first = row[0].ljust(widths[0])
         rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        yield Text("  ".join((first, *rest)), style="" if number else "dim")
+        yield Text("  ".join((first, *rest)), style="dim" if number < headings else "")

@@ -1,14 +1,11 @@
-"""`kvbench ab` and `kvbench calibrate` from the shell, on simulated devices."""
+"""`kvbench ab` from the shell, on simulated devices."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from kvbench.compare.noise import read_noise
 from kvbench.measure.result import read_report
 
 TWO_CASES = ("--only", "dram.copy/*/2MiB/t1", "--simulate", "noisy")
@@ -70,45 +67,3 @@ def test_wrong_use_is_one_line_and_measures_nothing(
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("*.json"))
-
-
-def test_calibrate_keeps_a_floor_and_says_what_can_be_seen(tmp_path: Path) -> None:
-    options = ("--processes", "5", "--time-limit", "0.2", "--seed", "3")
-    done = run(tmp_path, "calibrate", "dram", *TWO_CASES, *options)
-    assert done.returncode == 0, done.stderr
-    assert "noise floor of 8 sessions, suite dram" in done.stdout
-    assert "56 ordered pairs of sessions" in done.stdout
-    noise = read_noise(tmp_path / "kvbench-noise.json")
-    assert noise.sessions == 8
-    assert set(noise.metrics) == {"dram.copy/pageable/2MiB/t1", "dram.copy/locked/2MiB/t1"}
-    sessions = sorted((tmp_path / "kvbench-noise.sessions").glob("*.json"))
-    assert len({read_report(path).session_id for path in sessions}) == 8
-    # Reports that are there already are taken, in a file of another name; too few are refused.
-    given = [str(path) for path in sessions]
-    again = run(tmp_path, "calibrate", *given[:6], "-o", "six.json")
-    assert again.returncode == 0, again.stderr
-    assert read_noise(tmp_path / "six.json").sessions == 6
-    few = run(tmp_path, "calibrate", *given[:4])
-    assert few.returncode == 2
-    assert "4 sessions given, at least 5 are needed" in few.stderr
-    # Sessions of an earlier calibration are not mixed with new ones unless that is asked for.
-    mixed = run(tmp_path, "calibrate", "dram", *TWO_CASES)
-    assert mixed.returncode == 2
-    assert "--resume keeps them" in mixed.stderr
-
-
-def test_calibrate_refuses_what_is_no_noise(tmp_path: Path) -> None:
-    assert (
-        run(tmp_path, "run", "dram", *TWO_CASES, "--processes", "5", "-o", "a.json").returncode == 0
-    )
-    raw = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
-    for number in range(5):
-        copy = raw | {"session_id": str(number), "inject": {"*": 0.1} if number == 4 else {}}
-        (tmp_path / f"{number}.json").write_bytes(msgspec.json.encode(copy))
-    files = [f"{number}.json" for number in range(5)]
-    slowed = run(tmp_path, "calibrate", *files)
-    assert (slowed.returncode, "4.json was slowed on purpose" in slowed.stderr) == (2, True)
-    twice = run(tmp_path, "calibrate", *files[:4], files[0])
-    assert (twice.returncode, "are one session" in twice.stderr) == (2, True)
-    over = run(tmp_path, "calibrate", *files[:4], "a.json", "-o", "0.json")
-    assert (over.returncode, "will not overwrite 0.json" in over.stderr) == (2, True)
