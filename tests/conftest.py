@@ -1,6 +1,7 @@
 """What several folders of tests need: a model, this machine, a quick plan, a drive to measure."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ from kvbench.measure.suite import Case, Plan
 
 # cuFile writes its log to the current directory unless told otherwise; workers are told by the run.
 os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)
+
+# A shell starts a background job with Ctrl-C ignored, and its children inherit that: tests that
+# interrupt a command would then wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Long enough for every rule to act, short enough for a test suite on two cores.
 QUICK = Plan(
