@@ -36,6 +36,9 @@ Out = Annotated[
 ]
 
 
+_KEPT: list[object] = []  # until the process ends, which `kvbench.cli.main` does without tidying
+
+
 def compare(  # noqa: PLR0913  the options of the command are its interface
     base: Annotated[Path, typer.Argument(help="The report to hold against: the baseline.")],
     new: Annotated[Path, typer.Argument(help="The report that may have become slower.")],
@@ -94,6 +97,7 @@ def compare(  # noqa: PLR0913  the options of the command are its interface
     )
     before, after = (read_report(path, samples=False) for path in (base, new))
     comparison = hold_against(before, after, (str(base), str(new)), options)
+    _KEPT.append((before, after))
     finish(comparison, format_, out, all_=all_, explain=explain)
 
 
