@@ -9,7 +9,7 @@ import csv
 import io
 
 from kvbench.measure.result import HAS_FIGURE, Latency, Report, Row
-from kvbench_reports.words import clean
+from kvbench_reports.words import spreadsheet_text
 
 COLUMNS = (
     "session_id",
@@ -47,7 +47,6 @@ COLUMNS = (
     "elapsed_s",
     "definition_hash",
 )
-_STARTS_A_FORMULA = ("=", "+", "-", "@")
 
 Cell = str | int | float | None
 
@@ -119,18 +118,5 @@ def _cell(value: Cell) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return _text(value)
+        return spreadsheet_text(value)
     return repr(value)
-
-
-def _text(value: str) -> str:
-    line = clean(value)
-    return f"'{line}" if line.startswith(_STARTS_A_FORMULA) and not _is_number(line) else line
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

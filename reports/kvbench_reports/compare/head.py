@@ -57,11 +57,8 @@ def notices(comparison: Comparison) -> Lines:
         lines.append(("simulated", [text]))
     for side, source in (("BASE", comparison.base), ("NEW", comparison.new)):
         if source.inject:
-            slowed = [
-                f"{clean(glob)} by {short_percent(share)} %"
-                for glob, share in source.inject.items()
-            ]
-            lines.append(("injected", [f"{side} was slowed on purpose: {', '.join(slowed)}"]))
+            slowed = inject_words(source.inject)
+            lines.append(("injected", [f"{side} was slowed on purpose: {slowed}"]))
     if comparison.differences:
         first, *rest = (clean(text) for text in comparison.differences)
         lines.append(("forced", [f"not comparable without --force: {first}", *rest]))
