@@ -1,9 +1,9 @@
 """Does `kvbench ab` call the same code slower on this machine, and does it see a known slowdown?
 
 `python benchmarks/ab_on_itself.py --rounds 20 -- dram --dir /mnt/nvme` runs `kvbench ab env: env:`
-that many times without and, in turns, with `--inject '*=+10%'` on side B, and prints what each run
-said. Everything is measured on this machine, by fresh worker processes. Exit status 1 if any run of
-the same code was SLOWER or any slowed one was not.
+that many times without and, in turns, with `--inject '*=+10%'` on side B (`--of` for one of the
+two), and prints what each run said. Everything is measured on this machine, by fresh worker
+processes. Exit status 1 if any run of the same code was SLOWER or any slowed one was not.
 """
 
 import argparse
@@ -39,8 +39,10 @@ def run(suite: list[str], inject: str | None, folder: Path) -> tuple[int, str]:
         for each in found.sight
         if each.metric is not None and each.tier is not None
     ]
+    pairs = [len(each.base_values) for each in found.findings if each.kind is not Kind.TIER]
     text = (
-        f"{slower:>2} of {len(changes)} SLOWER   {'; '.join(tiers)}   "
+        f"{min(pairs)} to {max(pairs)} pairs   {slower:>2} of {len(changes)} SLOWER   "
+        f"{'; '.join(tiers)}   "
         f"metrics {min(changes):+.1%} to {max(changes):+.1%}   MDE metric/tier {', '.join(seen)}"
     )
     return done.returncode, text
@@ -51,21 +53,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--inject", default="+10%")
+    parser.add_argument("--of", choices=("same", "slowed", "both"), default="both")
     parser.add_argument("suite", nargs="+", help="after --: a suite and options of `kvbench ab`")
     chosen = parser.parse_args()
+    injections = {"same": (None,), "slowed": (chosen.inject,), "both": (None, chosen.inject)}
     alarms = found = 0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(chosen.rounds):
-            for inject in (None, chosen.inject):
+            for inject in injections[chosen.of]:
                 status, text = run(chosen.suite, inject, Path(folder))
                 red = status == REGRESSION
                 alarms += red and inject is None
                 found += red and inject is not None
                 name = f"B slowed by {inject}" if inject else "same code"
                 print(f"{number + 1:>3}  {name:<18} exit {status}  {text}", flush=True)
-    print(f"same code: {alarms} of {chosen.rounds} SLOWER")
-    print(f"B slowed by {chosen.inject}: {found} of {chosen.rounds} SLOWER")
-    return int(alarms > 0 or found < chosen.rounds)
+    if chosen.of != "slowed":
+        print(f"same code: {alarms} of {chosen.rounds} SLOWER")
+    if chosen.of != "same":
+        print(f"B slowed by {chosen.inject}: {found} of {chosen.rounds} SLOWER")
+    return int(alarms > 0 or (chosen.of != "same" and found < chosen.rounds))
 
 
 if __name__ == "__main__":

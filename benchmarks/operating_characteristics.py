@@ -29,12 +29,15 @@ from kvbench.compare.gate import (
     smallest_visible,
 )
 from kvbench.compare.metrics import MARGINS
+from kvbench.measure.pairs import Stopping
+from kvbench.measure.stats import ratio_half_width
 
 Floats = NDArray[np.float64]
 PROCESSES = 10
 SLOWDOWNS = (0.05, 0.10, 0.20, 0.30)
 INJECTIONS = 400
 CHUNK = 25
+MOST_PAIRS = 30  # of `kvbench ab`
 
 
 class Group(NamedTuple):
@@ -237,6 +240,85 @@ def _rate(hits: NDArray[np.bool_]) -> list[str]:
     return [f"{1000 * hits.mean():.1f}", f"{1000 * upper_limit(hits):.1f}"]
 
 
+def stopped_at(base: Floats, new: Floats, stopping: Stopping) -> NDArray[np.int64]:
+    """At how many pairs `kvbench ab` would have ended each metric: [R, M, P] to [R, M].
+
+    A p99 ends with the rate of its row: here of one of the nvme rows.
+    """
+    most = base.shape[-1]
+    counts = np.full(base.shape[:-1], most)
+    for at in np.ndindex(counts.shape):
+        rates = np.exp(-base[at]), np.exp(-new[at])
+        for pairs in range(stopping.least, most):
+            if ratio_half_width(*(list(side[:pairs]) for side in rates)) <= stopping.half_width:
+                counts[at] = pairs
+                break
+    names = [group.name for group in GROUPS]
+    p99, nvme = (np.flatnonzero(names.index(name) == OF) for name in ("p99", "nvme"))
+    counts[:, p99] = counts[:, nvme[: len(p99)]]
+    return counts
+
+
+def judge_stopped(base: Floats, new: Floats, counts: NDArray[np.int64]) -> Verdicts:
+    """Verdicts on the first `counts` pairs of each metric; tiers on those that all share."""
+    shared = np.stack([counts[:, at == OF].min(-1) for at in range(len(GROUPS))], axis=-1)
+    changes = _change_of_first(base, new, counts)
+    tiers = _change_of_first(tier_means(base), tier_means(new), shared)
+    return Verdicts(decide(changes, METRIC_MARGINS), decide(tiers, TIER_MARGINS), changes)
+
+
+def _change_of_first(base: Floats, new: Floats, counts: NDArray[np.int64]) -> Change:
+    d, se, df = (np.empty(counts.shape) for _ in range(3))
+    for pairs in np.unique(counts):
+        where = counts == pairs
+        found = change(base[where][:, :pairs], new[where][:, :pairs], interleaved=True)
+        d[where], se[where], df[where] = found.d, found.se, found.df
+    return Change(d, se, df)
+
+
+def adaptive(machine: Machine, runs: int, goals: Goals) -> None:
+    """The same with `kvbench ab`'s stopping rule: alarms, and alarms at the margin itself."""
+    stopping = Stopping()
+    pairs = [machine.interleaved(CHUNK, MOST_PAIRS) for _ in range(runs // CHUNK)]
+    base, new = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    counts = stopped_at(base, new, stopping)
+    red = judge_stopped(base, new, counts).red
+    goals.check("false alarms with the stopping rule", upper_limit(red) <= 0.010)
+    at_margin = judge_stopped(base, new + METRIC_MARGINS[:, None], counts).red
+    goals.check(
+        f"true change equals every margin: {at_margin.mean():.3f} SLOWER, nominal 0.05",
+        upper_limit(at_margin) <= 0.08,
+    )
+    fixed = judge(
+        base[..., :PROCESSES], (new + METRIC_MARGINS[:, None])[..., :PROCESSES], interleaved=True
+    ).red
+    show(
+        f"`ab` stops a metric at ±{stopping.half_width:.0%}, {stopping.least} to {MOST_PAIRS} "
+        "pairs: any SLOWER",
+        ["in 1000", "95 % limit", "comparisons"],
+        [
+            ("same code", [*_rate(red), str(len(red))]),
+            ("every metric at its margin", [*_rate(at_margin), str(len(red))]),
+            (f"the same, always {PROCESSES} pairs", [*_rate(fixed), str(len(red))]),
+        ],
+    )
+    rows: list[tuple[str, list[str]]] = []
+    for at, group in enumerate(GROUPS):
+        own = at == OF
+        slowed = new.copy()
+        slowed[:, own] += np.log1p(0.10)
+        verdicts = judge_stopped(base, slowed, counts)
+        found = verdicts.metrics.slower[:, own]
+        tier = found.any(-1) | verdicts.tiers.slower[:, at]
+        rows.append(
+            (
+                group.name,
+                [f"{counts[:, own].mean():.1f}", f"{found.mean():.2f}", f"{tier.mean():.2f}"],
+            )
+        )
+    show("Mean pairs, and share SLOWER at +10 %", ["pairs", "metric", "tier"], rows)
+
+
 WANTED = {
     ("metric", "hbm", 0.05): 0.95,
     ("metric", "dram", 0.10): 0.95,
@@ -325,6 +407,7 @@ def main() -> int:
     machine = Machine(chosen.seed, chosen.iterations)
     print("simulated: noise models of statistics, no machine; tests by kvbench.compare.gate")
     base, new = false_alarms(machine, 400 if chosen.quick else 2000, goals)
+    adaptive(machine, 400 if chosen.quick else 2000, goals)
     power(base, new, chosen.seed, goals)
     honesty(base, new, goals)
     total = goals.met + len(goals.missed)

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvbench.cli import compare, measuring
-from kvbench.errors import InterruptedRunError, NothingMeasuredError
+from kvbench.errors import InterruptedRunError, NothingMeasuredError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from kvbench.cli.measuring import Request
-    from kvbench.measure.pairs import PairedSession
+    from kvbench.measure.pairs import PairedSession, Stopping
 
-PAIRS = 10
+MOST_PAIRS = 30
+HALF_WIDTH = "2%"
+LEAST_PAIRS = 5
+BUDGET_S = 1800.0
 SideText = Annotated[
     str,
     typer.Argument(
@@ -43,8 +46,21 @@ def ab(  # noqa: PLR0913  the options of the command are its interface
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=5, max=1000, help="Pairs of fresh worker processes for each case.")
-    ] = PAIRS,
+        int,
+        typer.Option(min=5, max=1000, help="Most pairs of fresh worker processes for each case."),
+    ] = MOST_PAIRS,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Pairs of a case end once they know B/A to ± this, at 95 %; 0 for all of them."
+        ),
+    ] = HALF_WIDTH,
+    time_budget: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds for all cases; then 5 pairs for each that is left, no more."
+        ),
+    ] = BUDGET_S,
     only: measuring.Only = None,
     time_limit: measuring.TimeLimit = None,
     data: measuring.Data = None,
@@ -68,16 +84,22 @@ def ab(  # noqa: PLR0913  the options of the command are its interface
 ) -> None:
     """Measure A and B in turns, pair by pair in random order, and say whether B is slower.
 
-    What drifts meets both sides alike, so this sees far smaller changes than two separate runs.
+    Pairs are added until B/A is known to --precision, never until a difference shows. What drifts
+    meets both sides alike, so this sees far smaller changes than two separate runs.
     Exit status as of `kvbench compare`.
     """
     # Not at the top: --help needs none of it.
     from kvbench.compare.compare import Options
     from kvbench.compare.compare import compare as hold_against
-    from kvbench.compare.metrics import parse_margins
+    from kvbench.compare.metrics import parse_margins, parse_share
+    from kvbench.measure.pairs import Stopping
 
     compare.check_format(format_)
     options = Options(margins=parse_margins(margin or ()), strict=strict)
+    half_width = parse_share(precision)
+    if half_width is None:
+        raise UsageError(f"--precision {precision!r}: expected below 100 %, such as 2%")
+    stopping = Stopping(half_width=half_width, least=LEAST_PAIRS, budget_s=time_budget)
     asked = measuring.Asked(
         suite=suite,
         model=model,
@@ -96,7 +118,7 @@ def ab(  # noqa: PLR0913  the options of the command are its interface
     )
     request = measuring.make_request(asked)
     paths = _paths(out or Path(f"kvbench-ab-{request.suite.name}"))
-    session = _measure(request, (a, b), paths, resume=resume)
+    session = _measure(request, (a, b), paths, stopping, resume=resume)
     if session.measured == 0:
         raise NothingMeasuredError(
             f"no case has a figure on both sides: `kvbench report {paths[1]}` says why"
@@ -113,7 +135,12 @@ def _paths(out: Path) -> tuple[Path, Path]:
 
 
 def _measure(
-    request: "Request", sides: tuple[str, str], paths: tuple[Path, Path], *, resume: bool
+    request: "Request",
+    sides: tuple[str, str],
+    paths: tuple[Path, Path],
+    stopping: "Stopping",
+    *,
+    resume: bool,
 ) -> "PairedSession":
     """Both reports, on disk after each case."""
     from kvbench.measure.pairs import PairedSession
@@ -126,7 +153,7 @@ def _measure(
         typer.echo("kvbench: both interpreters import one and the same kvbench", err=True)
     cases, setting = measuring.prepare(request)
     settings = replace(setting, side=base, inject={}), replace(setting, side=new)
-    session = PairedSession(request.suite.name, cases, settings, sys.argv[1:])
+    session = PairedSession(request.suite.name, cases, settings, sys.argv[1:], stopping)
     if resume and all(path.exists() for path in paths):
         session.resume(*paths)
     with (

@@ -11,7 +11,7 @@ from typing import cast
 from kvbench.compare.metrics import Metric
 from kvbench.errors import NotComparableError, UsageError
 from kvbench.machine import Machine, identity
-from kvbench.measure.result import Caution, Report
+from kvbench.measure.result import IMPRECISE, Caution, Report
 
 SLOW_MODE_SHARE, SLOW_MODE_GROWTH = 0.02, 3.0  # a median does not see a mode below one half
 NOT_OF_THE_PLAN = {"seed"}
@@ -120,7 +120,7 @@ def _report_conditions(base: Report, new: Report) -> Iterator[Caution]:
 
 
 def _row_conditions(pairs: Sequence[tuple[Metric, Metric]]) -> Iterator[Caution]:
-    for code in ("no_steady_state", "other_traffic"):
+    for code in ("no_steady_state", "other_traffic", IMPRECISE):
         in_base, in_new = (
             [row for row in rows if any(caution.code == code for caution in row.warnings)]
             for rows in ([base.row for base, _ in pairs], [new.row for _, new in pairs])

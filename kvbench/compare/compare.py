@@ -97,6 +97,7 @@ def compare(
         simulated=new.simulated or base.simulated,
         design=design,
         blocks=max(blocks, default=0) if design in INTERLEAVED else None,
+        fewest_blocks=min(blocks, default=0) if design in INTERLEAVED else None,
         alpha=ALPHA,
         margins=dict(options.margins),
         noise=_noise_use(noise, options.noise_path),

@@ -13,6 +13,7 @@ from kvbench.measure.result import DIRTY, Report
 MOST_GLOBS = 4
 ELSEWHERE = ("env:", "env:VAR=value")  # nothing in the reports tells the sides apart
 _DROPPED = ("-o", "--out", "--only", "--seed", "--format", "--margin")
+_DROPPED_OF_RUN = (*_DROPPED, "--processes")  # `ab` takes as many pairs as precision asks for
 _DROPPED_FLAGS = ("--resume", "--all", "--strict")
 
 
@@ -29,7 +30,11 @@ def confirm_command(
     if verb == "ab":
         command = ["ab", *_kept(rest)]
     else:
-        command = ["ab", *_sides(base, new), *(_kept(rest) if verb == "run" else [new.suite])]
+        command = [
+            "ab",
+            *_sides(base, new),
+            *(_kept(rest, _DROPPED_OF_RUN) if verb == "run" else [new.suite]),
+        ]
     for group, margin in margins.items():
         if margin != MARGINS.get(group):
             command += ["--margin", f"{group}={100 * margin:.4g}%"]
@@ -57,16 +62,16 @@ def _globs(suspects: Sequence[Finding]) -> list[str]:
     return [f"{tier}.*" for tier in dict.fromkeys([*tiers, *(row.split(".")[0] for row in rows)])]
 
 
-def _kept(words: Sequence[str]) -> list[str]:
+def _kept(words: Sequence[str], dropped: Sequence[str] = _DROPPED) -> list[str]:
     kept: list[str] = []
     skip = False
     for word in words:
         if skip:
             skip = False
-        elif word in _DROPPED:
+        elif word in dropped:
             skip = True
         elif word not in _DROPPED_FLAGS and not word.startswith(
-            tuple(f"{option}=" for option in _DROPPED)
+            tuple(f"{option}=" for option in dropped)
         ):
             kept.append(word)
     return kept

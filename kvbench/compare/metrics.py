@@ -102,14 +102,15 @@ def parse_margins(texts: Iterable[str]) -> dict[str, float]:
         group, equals, share = text.rpartition("=")
         if equals and group not in GROUPS:
             raise UsageError(f"--margin {text!r}: groups are {', '.join(GROUPS)}")
-        value = _share(share)
+        value = parse_share(share)
         if value is None:
             raise UsageError(f"--margin {text!r}: expected below 100 %, such as nvme=8% or 8%")
         margins.update(dict.fromkeys([group] if equals else GROUPS, value))
     return margins
 
 
-def _share(text: str) -> float | None:
+def parse_share(text: str) -> float | None:
+    """`8%` and `0.08` are 0.08; None for anything that is no share between 0 and 100 %."""
     number, scale = (text[:-1], 100.0) if text.endswith("%") else (text, 1.0)
     try:
         value = float(number) / scale

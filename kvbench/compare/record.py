@@ -126,7 +126,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     model: KVGeometry  # of NEW
     simulated: str | None
     design: Design
-    blocks: int | None  # pairs, when interleaved
+    blocks: int | None  # most pairs of a metric, when interleaved
+    fewest_blocks: int | None = None  # metrics stop at different numbers of pairs
     alpha: float  # family-wise; half for the metrics, half for the tiers
     margins: dict[str, float]
     noise: NoiseUse | None

@@ -3,9 +3,11 @@
 The two processes of a block run one after the other, so that what drifts over minutes meets both
 sides alike; which goes first is drawn at random, as often one as the other. Both have the block's
 seed and process number: the same data, the same order. Both sides use the same data files. A is
-the base, B is new, and only B may be slowed on purpose. Compares nothing: a paired test does.
+the base, B is new, and only B may be slowed on purpose. Blocks are added until the ratio of the
+sides is known well enough, whatever it is. Compares nothing: a paired test does.
 """
 
+import math
 import time
 import zlib
 from collections.abc import Generator, Iterator, Sequence
@@ -16,7 +18,16 @@ import msgspec
 import numpy as np
 
 from kvbench.errors import UsageError
-from kvbench.measure.result import HAS_FIGURE, OTHER_SIDE, ProcessResult, Report, Row, State
+from kvbench.measure.result import (
+    HAS_FIGURE,
+    IMPRECISE,
+    OTHER_SIDE,
+    Caution,
+    ProcessResult,
+    Report,
+    Row,
+    State,
+)
 from kvbench.measure.runner import (
     CaseFinished,
     Event,
@@ -28,6 +39,7 @@ from kvbench.measure.runner import (
 )
 from kvbench.measure.session import Session
 from kvbench.measure.side import redact_side
+from kvbench.measure.stats import ratio_half_width
 from kvbench.measure.suite import Case
 from kvbench.measure.worker import Failure
 
@@ -41,6 +53,30 @@ class PairFinished(CaseFinished):
     base: Row
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """When the blocks of a case are enough: on precision, never on what they seem to show.
+
+    A rule that looked at significance would call noise a difference sooner or later. The most
+    blocks are the plan's processes.
+    """
+
+    half_width: float = 0.02  # of the 95 % interval of ln(B / A) of the rate; 0 never stops early
+    least: int = 5  # blocks, whatever they show and however long they take
+    budget_s: float = math.inf  # for all cases; what is left is shared evenly among them
+
+    def is_precise(self, base: Sequence[ProcessResult], new: Sequence[ProcessResult]) -> bool:
+        """Whether these blocks, as many of each side, are enough."""
+        if self.half_width == 0 or len(base) < self.least:
+            return False
+        return half_width_of(base, new) <= self.half_width
+
+
+def half_width_of(base: Sequence[ProcessResult], new: Sequence[ProcessResult]) -> float:
+    """Of the 95 % interval of ln(B / A), infinite below two blocks."""
+    return ratio_half_width(*([each.bytes_per_s for each in side] for side in (base, new)))
+
+
 class PairedSession:
     """Two reports in the making, of one session. `setting.side` says how each is started."""
 
@@ -50,6 +86,7 @@ class PairedSession:
         cases: Sequence[Case],
         settings: tuple[Setting, Setting],
         command: Sequence[str],
+        stopping: Stopping | None = None,
     ) -> None:
         base, new = settings
         if base.inject:
@@ -59,6 +96,7 @@ class PairedSession:
         self._base = Session(suite, cases, base, command)
         self._new = Session(suite, cases, replace(new, half=1), command)
         self._new.report.session_id = self._base.report.session_id
+        self._stopping = stopping or Stopping()
 
     @property
     def base(self) -> Report:
@@ -121,9 +159,12 @@ class PairedSession:
         """
         if base_path.resolve() == new_path.resolve():
             raise UsageError(f"both sides' reports would be {base_path}: name two files")
-        for case in self.pending:
+        pending = self.pending
+        ends_s = time.monotonic() + self._stopping.budget_s
+        for at, case in enumerate(pending):
             began_s = time.monotonic()
-            base, new = yield from self._measure(case)
+            share_s = (ends_s - began_s) / (len(pending) - at)
+            base, new = yield from self._measure(case, began_s + share_s)
             # Of the case with both sides: their processes took turns.
             base.elapsed_s = new.elapsed_s = time.monotonic() - began_s
             self._base.add(base, base_path)
@@ -136,7 +177,7 @@ class PairedSession:
     def _sessions(self) -> tuple[Session, Session]:
         return self._base, self._new
 
-    def _measure(self, case: Case) -> Generator[Event, None, tuple[Row, Row]]:
+    def _measure(self, case: Case, deadline_s: float) -> Generator[Event, None, tuple[Row, Row]]:
         """Both rows of a case, base first."""
         a, b = (_Half(letter, s.setting) for letter, s in zip(SIDES, self._sessions, strict=True))
         for half in (a, b):
@@ -144,12 +185,16 @@ class PairedSession:
             if refused is not None:
                 why = refused.reason_code or "", refused.reason or ""
                 half.failure = Failure(refused.state, *why)
+        imprecise: Caution | None = None
         if a.failure is None and b.failure is None:
-            yield from _run_blocks(case, a, b)
+            imprecise = yield from _run_blocks(case, a, b, self._stopping, deadline_s)
         a.blame(b)
         b.blame(a)
-        rows = (row_of(case, half.setting, half.done, half.failure) for half in (a, b))
-        return next(rows), next(rows)
+        base, new = (row_of(case, half.setting, half.done, half.failure) for half in (a, b))
+        if imprecise is not None:
+            for row in (base, new):
+                row.warnings.append(imprecise)
+        return base, new
 
 
 @dataclass(slots=True)
@@ -172,24 +217,44 @@ class _Half:
 
 
 def orders(processes: int, seed: int, case_id: str) -> list[str]:
-    """For each block `AB` or `BA`: drawn at random, as many of one as of the other (± 1)."""
+    """For each block `AB` or `BA`: of two blocks in a row one is `AB`, drawn at random which.
+
+    So each side goes first as often as the other (± 1) wherever the blocks end.
+    """
     generator = np.random.default_rng((seed, zlib.crc32(case_id.encode())))
-    even = ["AB", "BA"] * (processes // 2)
-    odd = [("AB", "BA")[generator.integers(2)]] * (processes % 2)
-    drawn = [*even, *odd]
-    return [drawn[at] for at in generator.permutation(processes)]
+    first = generator.integers(2, size=(processes + 1) // 2)
+    return [("AB", "BA")[(first[block // 2] + block) % 2] for block in range(processes)]
 
 
-def _run_blocks(case: Case, a: _Half, b: _Half) -> Iterator[Event]:
-    """Block after block, until all have run or a process has failed."""
+def _run_blocks(
+    case: Case, a: _Half, b: _Half, stopping: Stopping, deadline_s: float
+) -> Generator[Event, None, Caution | None]:
+    """Block after block, until they are precise, all have run, time is up or a process failed."""
     processes, seed = a.setting.plan.processes, a.setting.seed
     halves = dict(zip(SIDES, (a, b), strict=True))
     for block, order in enumerate(orders(processes, seed, case.id)):
+        if stopping.is_precise(a.done, b.done):
+            return None
+        if block >= stopping.least and time.monotonic() > deadline_s:
+            return _imprecise(a, b, stopping, "time was up (--time-budget)")
         for turn, letter in enumerate(order):
             half = halves[letter]
             yield ProcessStarted(case, 2 * block + turn, 2 * processes, letter)
             outcome = yield from run_process(case, half.setting, block, letter)
             if isinstance(outcome, Failure):
                 half.failure = outcome
-                return  # the next process would fail alike
+                return None  # the next process would fail alike
             half.done.append(msgspec.structs.replace(outcome, block=block, order=order))
+    if stopping.half_width == 0 or stopping.is_precise(a.done, b.done):
+        return None
+    return _imprecise(a, b, stopping, "no more were asked for (--processes)")
+
+
+def _imprecise(a: _Half, b: _Half, stopping: Stopping, why: str) -> Caution:
+    found = math.expm1(half_width_of(a.done, b.done))
+    return Caution(
+        code=IMPRECISE,
+        message=f"{len(a.done)} pairs know B/A to ±{100 * found:.2g} %, not to "
+        f"±{100 * stopping.half_width:.3g} %: {why}",
+        fix="quieten the machine, sample longer (--time-limit) or allow more pairs",
+    )

@@ -24,6 +24,8 @@ SCHEMA_MAJOR = 1
 SCHEMA = f"{SCHEMA_NAME}/{SCHEMA_MAJOR}"
 DIRTY = "-dirty"  # behind a commit: tracked files were changed
 OTHER_SIDE = "other_side"  # reason code of a row whose counterpart of `kvbench ab` has no result
+# Caution of both rows of a case whose pairs were ended before they knew the ratio well enough
+IMPRECISE = "imprecise_pairs"
 
 
 class State(StrEnum):

@@ -131,12 +131,8 @@ def process_interval(values: Sequence[float]) -> tuple[float, float, float, str]
     if len(values) >= LEAST_PROCESSES_FOR_RANKS:
         low, high = median_interval(ordered)
         return median, low, high, f"order statistics of {len(values)} processes, 95 %"
-    # 0.5 s that only a run of few processes spends
-    from scipy.special import stdtrit  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs]
-
     logs = np.log(ordered)
-    half = float(stdtrit(len(values) - 1, 1 - MISS / 2)) * float(logs.std(ddof=1))
-    half /= math.sqrt(len(values))
+    half = _t_half_width(logs)
     centre = float(logs.mean())
     # With a skewed handful the median can lie just outside; an interval that leaves out the
     # number it belongs to would be absurd in print.
@@ -147,3 +143,19 @@ def process_interval(values: Sequence[float]) -> tuple[float, float, float, str]
         max(high, median),
         f"t on logs of {len(values)} processes, 95 %",
     )
+
+
+def ratio_half_width(base: Sequence[float], new: Sequence[float]) -> float:
+    """Half-width of the 95 % t interval of mean ln(new / base) of pairs; infinite below two."""
+    if len(base) < 2:  # noqa: PLR2004
+        return math.inf
+    ratios = np.asarray(new, dtype=np.float64) / np.asarray(base, dtype=np.float64)
+    return _t_half_width(np.log(ratios))
+
+
+def _t_half_width(values: Floats) -> float:
+    # 0.5 s that not every command spends
+    from scipy.special import stdtrit  # noqa: PLC0415  # pyright: ignore[reportMissingTypeStubs]
+
+    quantile = float(stdtrit(len(values) - 1, 1 - MISS / 2))
+    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))

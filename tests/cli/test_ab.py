@@ -9,6 +9,7 @@ import pytest
 from kvbench.measure.result import read_report
 
 TWO_CASES = ("--only", "dram.copy/*/2MiB/t1", "--simulate", "noisy")
+EIGHT = ("--processes", "8", "--precision", "0")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -20,7 +21,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_side_that_is_slowed_on_purpose_is_found_and_the_reports_say_so(tmp_path: Path) -> None:
     inject = ("--inject", "dram.copy/locked*=+25%")
-    done = run(tmp_path, "ab", "env:", "env:", "dram", *TWO_CASES, *inject, "--processes", "8")
+    done = run(tmp_path, "ab", "env:", "env:", "dram", *TWO_CASES, *inject, *EIGHT)
     assert done.returncode == 3, done.stderr
     assert "8 interleaved pairs" in done.stdout
     assert "slowed on purpose" in done.stdout
@@ -40,12 +41,22 @@ def test_a_side_that_is_slowed_on_purpose_is_found_and_the_reports_say_so(tmp_pa
 
 
 def test_the_same_code_on_both_sides_passes(tmp_path: Path) -> None:
-    done = run(
-        tmp_path, "ab", "env:", "env:", "dram", *TWO_CASES, "--processes", "8", "-o", "x.json"
-    )
+    done = run(tmp_path, "ab", "env:", "env:", "dram", *TWO_CASES, *EIGHT, "-o", "x.json")
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "x.base.json").exists()
     assert (tmp_path / "x.new.json").exists()
+
+
+def test_pairs_end_on_precision_and_the_comparison_says_which_did_not_get_there(
+    tmp_path: Path,
+) -> None:
+    common = ("ab", "env:", "env:", "dram", *TWO_CASES, "-o", "x.json")
+    coarse = run(tmp_path, *common, "--precision", "30%")
+    assert "one session, 5 interleaved pairs" in coarse.stdout, coarse.stderr
+    fine = run(tmp_path, *common, "--precision", "0.01%", "--processes", "6")
+    assert "6 interleaved pairs" in fine.stdout
+    assert "6 pairs know B/A to ±" in fine.stdout
+    assert "not to ±0.01 %" in fine.stdout
 
 
 @pytest.mark.parametrize(
@@ -57,6 +68,7 @@ def test_the_same_code_on_both_sides_passes(tmp_path: Path) -> None:
         (["env:", "env:", "dram", "--inject", "dram.*=8"], "--inject"),
         (["env:", "env:", "dram", "--inject", "hbm.*=+8%"], "hbm.*"),
         (["env:", "env:", "dram", "--processes", "4"], "--processes"),
+        (["env:", "env:", "dram", "--precision", "2"], "expected below 100 %, such as 2%"),
     ],
 )
 def test_wrong_use_is_one_line_and_measures_nothing(

@@ -14,8 +14,8 @@ from kvbench.errors import UsageError
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
 from kvbench.measure import worker
-from kvbench.measure.pairs import PairedSession, PairFinished, orders
-from kvbench.measure.result import Report, Row, State, read_report, write_report
+from kvbench.measure.pairs import PairedSession, PairFinished, Stopping, half_width_of, orders
+from kvbench.measure.result import IMPRECISE, Report, Row, State, read_report, write_report
 from kvbench.measure.runner import CaseFinished, ProcessStarted, Progress, Setting
 from kvbench.measure.side import Side
 from kvbench.measure.simulated import Device, Profile, load_profile
@@ -30,6 +30,7 @@ CASES = sweep(COPY, block_bytes=(1 * MIB, 2 * MIB), threads=1)
 CASE = CASES[0]
 HERE = Side(name="env:", python=sys.executable)
 PROCESSES = 2
+ALL_PAIRS = Stopping(half_width=0)
 
 
 @pytest.fixture
@@ -44,8 +45,14 @@ def paths(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "base.json", tmp_path / "new.json"
 
 
-def paired(base: Setting, new: Setting | None = None, cases: list[Case] = CASES) -> PairedSession:
-    return PairedSession("mine", cases, (base, new or base), ("ab", "env:", "env:", "mine.toml"))
+def paired(
+    base: Setting,
+    new: Setting | None = None,
+    cases: list[Case] = CASES,
+    stopping: Stopping = ALL_PAIRS,
+) -> PairedSession:
+    command = ("ab", "env:", "env:", "mine.toml")
+    return PairedSession("mine", cases, (base, new or base), command, stopping)
 
 
 def rows_of(session: PairedSession, case: Case = CASE) -> tuple[Row, Row]:
@@ -68,9 +75,17 @@ def test_each_side_goes_first_as_often_as_the_other(processes: int) -> None:
         assert abs(drawn.count("AB") - drawn.count("BA")) <= 1
 
 
+def test_sides_are_balanced_wherever_the_blocks_end() -> None:
+    for seed in range(20):
+        drawn = orders(30, seed, CASE.id)
+        for end in range(1, 31):
+            part = drawn[:end]
+            assert abs(part.count("AB") - part.count("BA")) <= 1
+
+
 def test_the_order_is_drawn_from_the_seed_for_each_case() -> None:
     drawn = {tuple(orders(10, seed, case.id)) for seed in range(50) for case in CASES}
-    assert len(drawn) > 60, "of 252 that are balanced"
+    assert len(drawn) > 25, "of 32 that are balanced in every two blocks"
     assert orders(10, 7, CASE.id) == orders(10, 7, CASE.id)
     assert {orders(1, seed, CASE.id)[0] for seed in range(20)} == {"AB", "BA"}
 
@@ -103,6 +118,79 @@ def test_one_case_is_one_finished_event_with_both_rows(
     for event in finished:
         assert isinstance(event, PairFinished)
         assert (event.base, event.row) == rows_of(session, event.case)
+
+
+# ---------------------------------------------------------------- when pairs are enough
+
+
+def pairs_of(session: PairedSession) -> int:
+    base, new = rows_of(session)
+    assert len(base.processes) == len(new.processes)
+    return len(base.processes)
+
+
+def with_pairs(setting: Setting, most: int, profile: str = "noisy") -> Setting:
+    plan = replace(setting.plan, processes=most)
+    return replace(setting, plan=plan, profile=load_profile(profile))
+
+
+def test_pairs_end_as_soon_as_the_ratio_is_known_and_not_before(
+    steady: Setting, paths: tuple[Path, Path]
+) -> None:
+    stopping = Stopping(half_width=0.05, least=3)
+    session = paired(with_pairs(steady, 30), cases=[CASE], stopping=stopping)
+    list(session.run(*paths))
+    base, new = rows_of(session)
+    pairs = pairs_of(session)
+    assert 3 <= pairs < 30
+    assert half_width_of(base.processes, new.processes) <= 0.05
+    assert pairs == 3 or half_width_of(base.processes[:-1], new.processes[:-1]) > 0.05
+    assert IMPRECISE not in {each.code for each in (*base.warnings, *new.warnings)}
+
+
+def test_a_difference_between_the_sides_does_not_change_when_pairs_end(
+    steady: Setting, paths: tuple[Path, Path]
+) -> None:
+    setting = with_pairs(steady, 30)
+    counts: list[int] = []
+    for slowed in (setting, replace(setting, inject={"dram.*": 0.5})):
+        session = paired(setting, slowed, [CASE], Stopping(half_width=0.05, least=3))
+        list(session.run(*paths))
+        counts.append(pairs_of(session))
+    assert counts[0] == counts[1]
+
+
+def test_pairs_that_do_not_suffice_say_so_on_both_rows(
+    steady: Setting, paths: tuple[Path, Path]
+) -> None:
+    session = paired(with_pairs(steady, 3), cases=[CASE], stopping=Stopping(half_width=1e-6))
+    list(session.run(*paths))
+    for row in rows_of(session):
+        (caution,) = [each for each in row.warnings if each.code == IMPRECISE]
+        assert caution.message.startswith("3 pairs know B/A to ±")
+        assert "no more were asked for (--processes)" in caution.message
+
+
+def test_precision_nought_runs_all_pairs_and_complains_of_nothing(
+    steady: Setting, paths: tuple[Path, Path]
+) -> None:
+    setting = with_pairs(steady, 9, "steady")
+    session = paired(setting, cases=[CASE], stopping=Stopping(half_width=0.0, least=2))
+    list(session.run(*paths))
+    assert pairs_of(session) == 9
+    assert not rows_of(session)[0].warnings
+
+
+def test_when_time_is_up_each_case_still_gets_the_least_pairs(
+    steady: Setting, paths: tuple[Path, Path]
+) -> None:
+    stopping = Stopping(half_width=1e-6, least=2, budget_s=0.0)
+    session = paired(with_pairs(steady, 8), stopping=stopping)
+    list(session.run(*paths))
+    for case in CASES:
+        base, _ = rows_of(session, case)
+        assert len(base.processes) == 2
+        assert any("time was up (--time-budget)" in each.message for each in base.warnings)
 
 
 # ---------------------------------------------------------------- the reports

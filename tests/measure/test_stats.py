@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from kvbench.measure import stats
 
@@ -100,3 +101,14 @@ def test_an_interval_holds_the_figure_it_belongs_to(values: list[float]) -> None
     assert found is not None
     median, low, high, _ = found
     assert low <= median <= high
+
+
+def test_the_half_width_of_a_ratio_is_that_of_a_t_interval_and_shrinks_with_pairs() -> None:
+    base = [100.0, 102.0, 98.0, 101.0, 99.0]
+    new = [110.0, 111.0, 109.0, 108.0, 112.0]
+    logs = [math.log(b / a) for a, b in zip(base, new, strict=True)]
+    expected = scipy_stats.t.ppf(0.975, 4) * np.std(logs, ddof=1) / math.sqrt(5)
+    assert stats.ratio_half_width(base, new) == pytest.approx(expected, rel=1e-9)
+    assert stats.ratio_half_width(base * 4, new * 4) < expected / 2
+    assert stats.ratio_half_width(base, [2 * each for each in base]) == pytest.approx(0, abs=1e-12)
+    assert stats.ratio_half_width([1.0], [2.0]) == math.inf

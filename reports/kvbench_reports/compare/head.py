@@ -73,11 +73,14 @@ def inject_words(inject: Mapping[str, float]) -> str:
 def design(comparison: Comparison) -> str:
     """How the sides were measured, and what that allows to conclude."""
     kind, noise = comparison.design, comparison.noise
-    pairs = f"{comparison.blocks or 0} interleaved pair{'' if comparison.blocks == 1 else 's'}"
+    most, fewest = comparison.blocks or 0, comparison.fewest_blocks
+    span = f"{fewest} to {most}" if fewest is not None and fewest < most else str(most)
+    pairs = f"{span} interleaved pair{'' if most == 1 else 's'}"
     if kind is Design.PAIRED:
         return f"one session, {pairs}"
     if kind is Design.INTERLEAVED:
-        return f"one session, {pairs}: too few to test as pairs, tested as two groups"
+        few = "too few to test as pairs" if span == str(most) else "where they are few"
+        return f"one session, {pairs}: {few}, tested as two groups"
     if kind is Design.QUIET:
         return "two sessions, assumed quiet: whatever differs between sessions counts as a change"
     if kind is Design.UNKNOWN:
