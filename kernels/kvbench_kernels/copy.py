@@ -19,6 +19,7 @@ from kvbench_kernels.checks import (
     check_disjoint,
     check_multiple,
 )
+from kvbench_kernels.variant import Variant, Work
 
 # 2048 words over 128 threads: four 16-byte loads a thread before its first store, 64 bytes in
 # flight. Compiled for sm_90, 8192 words take 120 registers instead of 24, which cuts occupancy to
@@ -74,6 +75,20 @@ def copy_contiguous(src: torch.Tensor, dst: torch.Tensor) -> None:
         )
 
 
-def copy_traffic_bytes(size_bytes: int) -> int:
+def copy_bytes_moved(size_bytes: int) -> int:
     """Bytes that a copy of `size_bytes` reads and writes: everything once each."""
     return 2 * size_bytes
+
+
+VARIANTS = (
+    Variant(
+        name="copy_contiguous",
+        kernel=copy_words,
+        types={"src": "*i32", "dst": "*i32", "units": "i64"},
+        constants={"TILE": TILE_WORDS},
+        work=Work.MOVE,
+        payload_load_bytes=TILE_WORDS * WORD_BYTES,
+        payload_store_bytes=TILE_WORDS * WORD_BYTES,
+        num_warps=NUM_WARPS,
+    ),
+)

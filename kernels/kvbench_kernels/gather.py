@@ -20,6 +20,7 @@ from kvbench_kernels.checks import (
     check_multiple,
     check_rows,
 )
+from kvbench_kernels.variant import Variant, Work
 
 TILE_WORDS = 2048  # as in kvbench_kernels.copy
 NUM_WARPS = 4
@@ -96,7 +97,7 @@ def scatter_pages(rows: torch.Tensor, page_ids: torch.Tensor, cache: torch.Tenso
     _launch(scatter_words, (rows, page_ids, cache), cache, rows)
 
 
-def gather_traffic_bytes(num_pages: int, page_bytes: int, id_bytes: int) -> int:
+def pages_bytes_moved(num_pages: int, page_bytes: int, id_bytes: int) -> int:
     """Bytes that gathering or scattering reads and writes: each page twice, its id once.
 
     `num_pages` counts the ids that are not -1. Tiles of one page after the first find its id in
@@ -143,3 +144,23 @@ def _launch(
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,  # nothing to fuse; left out, triton 3.9 warns
         )
+
+
+def _variant(name: str, kernel: triton.JITFunction, first: str, last: str) -> Variant:
+    return Variant(
+        name=name,
+        kernel=kernel,
+        types={first: "*i32", "ids": "*i32", last: "*i32", **dict.fromkeys(_UNSPECIALISED, "i32")},
+        constants={"TILE": TILE_WORDS},
+        work=Work.MOVE,
+        payload_load_bytes=TILE_WORDS * WORD_BYTES,
+        payload_store_bytes=TILE_WORDS * WORD_BYTES,
+        num_warps=NUM_WARPS,
+        narrow_loads=1,  # the page's id
+    )
+
+
+VARIANTS = (
+    _variant("gather_pages", gather_words, "cache", "out"),
+    _variant("scatter_pages", scatter_words, "rows", "cache"),
+)

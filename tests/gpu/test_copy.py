@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvbench_kernels import reference
-from kvbench_kernels.copy import TILE_WORDS, copy_contiguous, copy_traffic_bytes
+from kvbench_kernels.copy import TILE_WORDS, copy_bytes_moved, copy_contiguous
+from kvbench_kernels.reference import movement as reference
 
 TILE_BYTES = TILE_WORDS * 4
 GUARD_BYTES = 4096
@@ -40,7 +40,7 @@ def test_a_copy_of_nothing_is_no_error(device: str) -> None:
 
 
 def test_a_copy_counts_each_byte_once_read_and_once_written() -> None:
-    assert copy_traffic_bytes(256 * 2**20) == 512 * 2**20
+    assert copy_bytes_moved(256 * 2**20) == 512 * 2**20
 
 
 def test_a_length_of_17_bytes_is_refused_with_both_sides(device: str) -> None:

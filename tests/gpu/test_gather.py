@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from kvbench_kernels import reference
-from kvbench_kernels.gather import TILE_WORDS, gather_pages, gather_traffic_bytes, scatter_pages
+from kvbench_kernels.gather import TILE_WORDS, gather_pages, pages_bytes_moved, scatter_pages
+from kvbench_kernels.reference import movement as reference
 
 TILE_BYTES = TILE_WORDS * 4
 GUARD = 0xA5
@@ -108,7 +108,7 @@ def test_no_ids_move_nothing(move: Move, device: str) -> None:
 
 
 def test_the_bytes_of_a_gather_are_its_pages_twice_and_an_id_for_each() -> None:
-    assert gather_traffic_bytes(64, 32768, 4) == 64 * (2 * 32768 + 4)
+    assert pages_bytes_moved(64, 32768, 4) == 64 * (2 * 32768 + 4)
 
 
 def refused(move: Move, cache: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> str:

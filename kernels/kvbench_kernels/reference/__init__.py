@@ -1,0 +1,1 @@
+"""What each kernel must leave behind, in plain torch: slow, obvious, and on any device."""
