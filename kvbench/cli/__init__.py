@@ -16,7 +16,20 @@ from typing import Annotated
 import typer
 
 from kvbench import __version__
-from kvbench.cli import ab, calibrate, compare, doctor, history, listing, plan, report, run
+from kvbench.cli import (
+    ab,
+    calibrate,
+    compare,
+    crossover,
+    doctor,
+    history,
+    lint,
+    listing,
+    plan,
+    profile,
+    report,
+    run,
+)
 from kvbench.errors import KvbenchError
 
 app = typer.Typer(
@@ -32,8 +45,11 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("compare", compare.compare),
     ("ab", ab.ab),
     ("calibrate", calibrate.calibrate),
+    ("crossover", crossover.crossover),
     ("plan", plan.plan),
+    ("profile", profile.profile),
     ("doctor", doctor.doctor),
+    ("lint", lint.lint),
     ("list", listing.list_suites),
 )
 for _name, _command in COMMANDS:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 MOST_PAIRS = 30
 HALF_WIDTH = "2%"
-LEAST_PAIRS = 5
 BUDGET_S = 1800.0
 SideText = Annotated[
     str,
@@ -58,7 +57,7 @@ def ab(  # noqa: PLR0913  the options of the command are its interface
     time_budget: Annotated[
         float,
         typer.Option(
-            min=1, help="Seconds for all cases; then 5 pairs for each that is left, no more."
+            min=1, help="Seconds for all cases; then 10 pairs for each that is left, no more."
         ),
     ] = BUDGET_S,
     only: measuring.Only = None,
@@ -99,7 +98,7 @@ def ab(  # noqa: PLR0913  the options of the command are its interface
     half_width = parse_share(precision)
     if half_width is None:
         raise UsageError(f"--precision {precision!r}: expected below 100 %, such as 2%")
-    stopping = Stopping(half_width=half_width, least=LEAST_PAIRS, budget_s=time_budget)
+    stopping = Stopping(half_width=half_width, budget_s=time_budget)
     asked = measuring.Asked(
         suite=suite,
         model=model,

@@ -45,16 +45,16 @@ def list_suites(
     if suite is None:
         for each in SUITES:
             cases = each.build(geometry, machine)
-            here = sum(case.operation.unmet(case.params, machine) is None for case in cases)
+            here = sum(case.unmet(machine) is None for case in cases)
             console.print(
-                f"[bold]{each.name:<6}[/bold] {len(cases):>4} cases, {here:>4} can run here   "
+                f"[bold]{each.name:<12}[/bold] {len(cases):>4} cases, {here:>4} can run here   "
                 f"{each.question}",
                 highlight=False,
             )
         console.print("\n`kvbench list SUITE` shows its cases; `kvbench run SUITE` measures them.")
         return
     for case in find_suite(suite).build(geometry, machine):
-        unmet = case.operation.unmet(case.params, machine)
+        unmet = case.unmet(machine)
         console.print(
             f"{case.id}  "
             + ("[dim]needs:[/dim] " + escape(unmet) if unmet else "[green]ready[/green]"),

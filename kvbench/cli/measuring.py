@@ -180,10 +180,10 @@ def scratch_for(
     Raises:
         UsageError: they cannot fit.
     """
-    from kvbench.measure.runner import needs_data
+    from kvbench.measure.runner import data_files
     from kvbench.measure.scratch import Scratch
 
-    files = {case.operation.name for case in cases if needs_data(case, setting)}
+    files = {name for case in cases for name in data_files(case, setting)}
     if not files:
         yield None
         return

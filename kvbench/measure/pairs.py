@@ -62,7 +62,9 @@ class Stopping:
     """
 
     half_width: float = 0.02  # of the 95 % interval of ln(B / A) of the rate; 0 never stops early
-    least: int = 5  # blocks, whatever they show and however long they take
+    # Blocks, whatever they show and however long they take. Five happen to agree now and then while
+    # one process in five is unlucky; ten hardly ever do.
+    least: int = 10
     budget_s: float = math.inf  # for all cases; what is left is shared evenly among them
 
     def is_precise(self, base: Sequence[ProcessResult], new: Sequence[ProcessResult]) -> bool:

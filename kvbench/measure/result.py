@@ -22,6 +22,7 @@ from kvbench.machine import Machine
 SCHEMA_NAME = "kvbench.report"
 SCHEMA_MAJOR = 1
 SCHEMA = f"{SCHEMA_NAME}/{SCHEMA_MAJOR}"
+BESIDE = "+"  # in an id, before its load's; a shell and a glob take it for what it is
 DIRTY = "-dirty"  # behind a commit: tracked files were changed
 OTHER_SIDE = "other_side"  # reason code of a row whose counterpart of `kvbench ab` has no result
 # Caution of both rows of a case whose pairs were ended before they knew the ratio well enough
@@ -107,6 +108,7 @@ class ProcessResult(msgspec.Struct, frozen=True, kw_only=True):
     block: int | None = None  # of `kvbench ab`: processes of one block ran side by side in time
     order: str | None = None  # "AB" | "BA": which side of the block ran first
     inject: float = 0.0  # share by which the worker slowed itself on purpose
+    load_bytes_per_s: float | None = None  # of the case beside it, meanwhile
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -116,6 +118,7 @@ class Row(msgspec.Struct, kw_only=True):
     tier: str
     operation: str
     params: dict[str, int | str | bool]
+    beside: str | None = None  # the id of the case that was its load, of which `id` has it too
     state: State
     reason: str | None = None
     reason_code: str | None = None
@@ -138,6 +141,11 @@ class Row(msgspec.Struct, kw_only=True):
     missing: dict[str, str] = {}  # field → why it is null
     processes: list[ProcessResult] = []
     elapsed_s: float | None = None  # of the whole case, start-up and checks included
+
+    @property
+    def alone_id(self) -> str:
+        """The id of the same case without its load; its own where it has none."""
+        return self.id.removesuffix(f"{BESIDE}{self.beside}") if self.beside else self.id
 
 
 class Report(msgspec.Struct, kw_only=True):

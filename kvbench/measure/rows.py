@@ -40,6 +40,7 @@ def empty_row(case: Case, state: State, code: str, reason: str) -> Row:
         tier=case.operation.tier,
         operation=case.operation.name.partition(".")[2],
         params=dict(case.params),
+        beside=case.beside.id if case.beside else None,
         state=state,
         reason_code=code,
         reason=reason,

@@ -4,28 +4,21 @@ Every wait has a deadline: a drive or a driver that hangs costs one row, not the
 file and prints nothing.
 """
 
-import contextlib
-import os
-import selectors
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Self, cast
 
 import msgspec
 
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
+from kvbench.measure.child import Child
 from kvbench.measure.inject import format_share, injection_for, was_heeded
+from kvbench.measure.load import Load
 from kvbench.measure.result import Caution, ProcessResult, Row, State
 from kvbench.measure.rows import empty_row, failed_row, make_row
-from kvbench.measure.side import Side, worker_environ
+from kvbench.measure.side import Side
 from kvbench.measure.simulated import PATH, Profile
 from kvbench.measure.suite import Case, Limit, Plan
 from kvbench.measure.worker import Assignment, Estimate, Failure, Message, Phase, Result
@@ -33,9 +26,7 @@ from kvbench.measure.worker import Assignment, Estimate, Failure, Message, Phase
 SETUP_GRACE_S = 120.0  # imports and allocation; CUDA start-up on a loaded machine takes tens
 SLOWEST_DRIVE_BYTES_PER_S = 20e6  # a data file written or checked more slowly is stuck
 MEASURE_GRACE_S = 60.0
-KILL_GRACE_S = 10.0
-KEPT_STDERR_LINES = 20
-READ_BYTES = 1 << 16
+WORKER = "kvbench.measure.worker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,13 +121,12 @@ def plan_for(case: Case, plan: Plan) -> Plan:
     return replace(plan, time_limit_s=case.time_limit_s)
 
 
-def needs_data(case: Case, setting: Setting) -> bool:
-    """Whether the case will write data files: it moves them to or from a drive that can be used."""
-    return (
-        case.operation.tier == "nvme"
-        and setting.profile is None
-        and case.operation.unmet(case.params, setting.machine) is None
-    )
+def data_files(case: Case, setting: Setting) -> set[str]:
+    """One name for each data file that the case and its load move to or from a usable drive."""
+    if setting.profile is not None or case.unmet(setting.machine) is not None:
+        return set()
+    both = (case, case.beside) if case.beside else (case,)
+    return {each.operation.name for each in both if each.operation.tier == "nvme"}
 
 
 def limit_of(case: Case, setting: Setting) -> Limit:
@@ -145,7 +135,7 @@ def limit_of(case: Case, setting: Setting) -> Limit:
     name = operation.limited_by or operation.tier
     if name in setting.limits:
         # A data sheet speaks of traffic; a copy has to move each byte of payload twice.
-        traffic = operation.traffic_per_payload
+        traffic = operation.traffic(case.params)
         source = f"--limit {name}" + (f" ÷ {traffic:g}: read and written" if traffic > 1 else "")
         return setting.limits[name] / traffic, source
     if setting.profile is not None:
@@ -156,27 +146,51 @@ def limit_of(case: Case, setting: Setting) -> Limit:
 
 def unrunnable(case: Case, setting: Setting) -> Row | None:
     """The row of a case that this machine, or the simulated one, cannot run."""
-    if setting.profile is not None:
-        if case.operation.tier in setting.profile.devices:
-            return None
+    if setting.profile is None:
+        reason = case.unmet(setting.machine)
+    elif case.operation.tier not in setting.profile.devices:
         reason = f"profile {setting.profile.name!r} has no {case.operation.tier} device"
     else:
-        unmet = case.operation.unmet(case.params, setting.machine)
-        if unmet is None:
-            return None
-        reason = unmet
-    return empty_row(case, State.SKIPPED, "unmet", reason)
+        # Each simulated device is alone in its own time: there is nothing to share.
+        reason = "a simulated device knows no load beside it" if case.beside else None
+    return None if reason is None else empty_row(case, State.SKIPPED, "unmet", reason)
 
 
 def run_process(
     case: Case, setting: Setting, process: int, side: str | None = None
 ) -> Generator[Event, None, ProcessResult | Failure]:
-    """Measure a case once, in a fresh worker process; `side` is what its events say."""
+    """Measure a case once, in a fresh worker process; `side` is what its events say.
+
+    A case that names a load is measured while that runs, in a process of its own.
+    """
+    if case.beside is None:
+        return (yield from _measure(case, setting, process, side, None))
+    yield Progress(case, process, Phase("start the load"), side)
+    plan = plan_for(case, setting.plan)
+    orders = _assignment(case.beside, setting, plan, process)
+    orders = msgspec.structs.replace(orders, inject=0.0)  # the case may be slowed, not its load
+    with Load(case.beside.id, orders, setting.side, set_up_s=_set_up_s(plan)) as load:
+        refused = load.wait_until_running()
+        if refused is not None:
+            return refused
+        outcome = yield from _measure(case, setting, process, side, load)
+    if isinstance(outcome, ProcessResult):
+        return msgspec.structs.replace(outcome, load_bytes_per_s=load.bytes_per_s)
+    return outcome
+
+
+def _measure(
+    case: Case, setting: Setting, process: int, side: str | None, load: Load | None
+) -> Generator[Event, None, ProcessResult | Failure]:
     plan = plan_for(case, setting.plan)
     assignment = _assignment(case, setting, plan, process)
-    with _Worker(assignment, setting.side) as worker:
-        for message in worker.messages(plan):
+    orders = msgspec.json.encode(assignment)
+    with Child(WORKER, orders, assignment.scratch, setting.side) as worker:
+        for message in _messages(worker, plan):
             if isinstance(message, Phase | Estimate):
+                ended = load.follow(message) if load is not None else None
+                if ended is not None:
+                    return ended
                 yield Progress(case, process, message, side)
             elif isinstance(message, Result):
                 return _heeded(message.value, assignment.inject)
@@ -203,7 +217,7 @@ def _assignment(case: Case, setting: Setting, plan: Plan, process: int) -> Assig
     return Assignment(
         body=PATH if device else case.operation.body,
         stream=case.operation.stream,
-        traffic_per_payload=case.operation.traffic_per_payload,
+        traffic_per_payload=case.operation.traffic(case.params),
         params=dict(case.params),
         plan=plan,
         geometry=setting.geometry,
@@ -217,107 +231,34 @@ def _assignment(case: Case, setting: Setting, plan: Plan, process: int) -> Assig
     )
 
 
-def _environment(scratch: str | None, side: Side | None) -> dict[str, str]:
-    """CuFile writes its log to the current directory unless it is told another place."""
-    log = str(Path(scratch) / "cufile.log") if scratch else os.devnull
-    return {"CUFILE_LOGFILE_PATH": log, **worker_environ(side)}
+def _set_up_s(plan: Plan) -> float:
+    """How long a worker may set up, its data file included."""
+    return SETUP_GRACE_S + plan.data_bytes / SLOWEST_DRIVE_BYTES_PER_S
 
 
-class _Worker:
-    """One worker process: started, listened to, and ended whatever happens."""
-
-    def __init__(self, assignment: Assignment, side: Side | None) -> None:
-        self._assignment = assignment
-        self._side = side
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [self._side.python if self._side else sys.executable, "-m", "kvbench.measure.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C goes to the run, which then decides
-            env=_environment(self._assignment.scratch, self._side),
-        )
-        self._stderr: deque[str] = deque(maxlen=KEPT_STDERR_LINES)
-        self._drain = threading.Thread(target=self._read_stderr, daemon=True)
-        self._drain.start()
-        with contextlib.suppress(BrokenPipeError):  # it died at once; messages() says how
-            stdin = cast("IO[bytes]", self._process.stdin)
-            stdin.write(msgspec.json.encode(self._assignment) + b"\n")
-            stdin.flush()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        # A process stuck in a driver does not even die; the run goes on without it.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(KILL_GRACE_S)
-        self._drain.join(timeout=1.0)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-
-    def messages(self, plan: Plan) -> Iterator[Message]:
-        """What the worker says; a failure is made up for it when it dies or goes silent."""
-        data_s = plan.data_bytes / SLOWEST_DRIVE_BYTES_PER_S
-        allowed_s = {
-            "set up": SETUP_GRACE_S + data_s,
-            "measure": plan.warmup_s + plan.time_limit_s + MEASURE_GRACE_S,
-            "verify": SETUP_GRACE_S + data_s,
-        }
-        phase = "set up"
-        self._deadline_s = time.monotonic() + allowed_s[phase]
-        for line in self._lines():
-            if line is None:
-                text = f"no result from “{phase}” within {allowed_s[phase]:.0f} s"
-                yield Failure("failed", "deadline", f"{text}; the worker was ended")
-                return
-            try:
-                message = msgspec.json.decode(line, type=Message)
-            except msgspec.MsgspecError as error:  # a side of another version
-                yield Failure("failed", "protocol", f"the worker's answer has no meaning: {error}")
-                return
-            if isinstance(message, Phase):
-                phase = message.name
-                self._deadline_s = time.monotonic() + allowed_s[phase]
-            yield message
-            if isinstance(message, Result | Failure):
-                return
-        yield self._death(phase)
-
-    def _lines(self) -> Iterator[bytes | None]:
-        """Lines of the worker's output; None once the deadline has passed."""
-        stdout = cast("IO[bytes]", self._process.stdout)
-        pending = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(stdout, selectors.EVENT_READ)
-            while True:
-                if not selector.select(max(0.0, self._deadline_s - time.monotonic())):
-                    yield None
-                    return
-                chunk = os.read(stdout.fileno(), READ_BYTES)
-                if not chunk:
-                    return
-                *lines, pending = (pending + chunk).split(b"\n")
-                yield from lines
-
-    def _death(self, phase: str) -> Failure:
+def _messages(worker: Child, plan: Plan) -> Iterator[Message]:
+    """What the worker says; a failure is made up for it when it dies or goes silent."""
+    allowed_s = {
+        "set up": _set_up_s(plan),
+        "measure": plan.warmup_s + plan.time_limit_s + MEASURE_GRACE_S,
+        "verify": _set_up_s(plan),
+    }
+    phase = "set up"
+    worker.deadline_s = time.monotonic() + allowed_s[phase]
+    for line in worker.lines():
+        if line is None:
+            text = f"no result from “{phase}” within {allowed_s[phase]:.0f} s"
+            yield Failure("failed", "deadline", f"{text}; the worker was ended")
+            return
         try:
-            code = self._process.wait(KILL_GRACE_S)
-        except subprocess.TimeoutExpired:
-            return Failure("failed", "stuck", f"worker closed its output in “{phase}” and lives on")
-        self._drain.join(timeout=1.0)
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = ", by a user or for want of memory (dmesg tells)" if name == "SIGKILL" else ""
-            return Failure("failed", "worker_killed", f"worker ended by {name} in “{phase}”{hint}")
-        said = next((line for line in reversed(self._stderr) if line.strip()), "nothing on stderr")
-        return Failure("failed", "worker_crashed", f"worker exited {code} in “{phase}”: {said}")
-
-    def _read_stderr(self) -> None:
-        stderr = cast("IO[bytes]", self._process.stderr)
-        for line in stderr:
-            self._stderr.append(line.decode(errors="replace").rstrip())
+            message = msgspec.json.decode(line, type=Message)
+        except msgspec.MsgspecError as error:  # a side of another version
+            yield Failure("failed", "protocol", f"the worker's answer has no meaning: {error}")
+            return
+        if isinstance(message, Phase):
+            phase = message.name
+            worker.deadline_s = time.monotonic() + allowed_s[phase]
+        yield message
+        if isinstance(message, Result | Failure):
+            return
+    yield worker.death(phase)

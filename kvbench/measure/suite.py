@@ -1,9 +1,9 @@
 """What a suite is: a question, and the cases that answer it. Data only; nothing runs here.
 
 An `Operation` names something that can be measured and the parameters it takes; a `Case` is an
-operation with a value for each parameter; a `Suite` turns a model's geometry and a machine into
-cases. Built-in suites and users' TOML files go through the same `Operation.case`, so a wrong
-parameter reads the same from both.
+operation with a value for each parameter, alone or beside another case as its load; a `Suite` turns
+a model's geometry and a machine into cases. Built-in suites and users' TOML files go through the
+same `Operation.case`, so a wrong parameter reads the same from both.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import xxhash
 from kvbench.errors import UsageError
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
+from kvbench.measure.result import BESIDE
 from kvbench.units import parse_bytes
 
 Value = int | str | bool
@@ -116,7 +117,8 @@ class Operation:
     limit: Callable[[Mapping[str, Value], Machine], Limit] = no_limit
     limited_by: str = ""  # what a user's `--limit` names; the tier where this is empty
     stream: bool = False  # a StreamBody: operations in flight until stopped
-    traffic_per_payload: float = 1.0  # a copy reads and writes: 2.0
+    traffic: Callable[[Mapping[str, Value]], float] = lambda _params: 1.0
+    """Bytes that cross the memory or the bus for each byte of payload; a copy: 2.0."""
 
     @property
     def tier(self) -> str:
@@ -155,17 +157,52 @@ class Case:
     operation: Operation
     params: Mapping[str, Value]
     time_limit_s: float | None = None
+    beside: "Case | None" = None  # the load: what else the machine does while this is measured
+
+    def __post_init__(self) -> None:
+        """Refuse a load that would not be another one's work.
+
+        Raises:
+            UsageError: it has a load itself, or would use what this case needs for itself.
+        """
+        if self.beside is None:
+            return
+        load = self.beside.operation
+        both = f"{self.operation.name} beside {load.name}"
+        if self.beside.beside is not None:
+            raise UsageError(f"{both}: the load has a load of its own; name one load")
+        if load.tier == "nvme" and load.name == self.operation.name:
+            raise UsageError(
+                f"{both}: both would use one data file and the same counters of the drive; "
+                "name another operation as load"
+            )
+        if "threads" in self.params and "threads" in self.beside.params:
+            raise UsageError(
+                f"{both}: the threads of both would be pinned to the same cores; "
+                "name a load without threads"
+            )
 
     @property
     def id(self) -> str:
-        """For example `nvme.read/posix/1MiB/qd16/random`."""
-        return f"{self.operation.name}/{self.operation.label(self.params)}"
+        """For example `nvme.read/posix/1MiB/qd16/random`, with a load `CASE+LOAD`."""
+        own = f"{self.operation.name}/{self.operation.label(self.params)}"
+        return f"{own}{BESIDE}{self.beside.id}" if self.beside else own
 
     @property
     def definition_hash(self) -> str:
         """16 hex digits over everything that makes two results of this case comparable."""
-        text = repr((self.id, self.operation.body, sorted(self.params.items())))
-        return xxhash.xxh3_64_hexdigest(text.encode())
+        what: tuple[object, ...] = (self.id, self.operation.body, sorted(self.params.items()))
+        if self.beside is not None:
+            what += (self.beside.definition_hash,)
+        return xxhash.xxh3_64_hexdigest(repr(what).encode())
+
+    def unmet(self, machine: Machine) -> str | None:
+        """Why this machine cannot run it, or not its load; None when it can."""
+        own = self.operation.unmet(self.params, machine)
+        if own is not None or self.beside is None:
+            return own
+        lacking = self.beside.unmet(machine)
+        return f"its load cannot run: {lacking}" if lacking is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

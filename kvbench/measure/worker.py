@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -54,6 +54,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     device: Device | None = None  # simulate this instead
     half: int = 0  # 1 on the second side of a pair
     inject: float = 0.0  # share by which to slow the work down, on purpose
+    tracer: str = "none"  # of `kvbench profile`: who looks on beside its own recorder
 
 
 class Estimate(msgspec.Struct, frozen=True, tag="estimate"):
@@ -86,33 +87,50 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
 
 Message = Estimate | Phase | Failure | Result
 Send = Callable[[Message], None]
+SendAny = Callable[[msgspec.Struct], None]
+_T = TypeVar("_T")
 
 
 def main() -> None:
     """Measure the case on standard input."""
+    serve(run)
+
+
+def serve(work: Callable[[Assignment, SendAny], msgspec.Struct]) -> None:
+    """Do `work` on the assignment on standard input; what it sends and returns is the answer.
+
+    Ends the process. `kvbench.profile.child` does other work in a process like this one.
+    """
     out = _take_over_stdout()
     line = sys.stdin.buffer.readline()
     assignment = msgspec.json.decode(line, type=Assignment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def send(message: Message) -> None:
+    def send(message: msgspec.Struct) -> None:
         out.write(msgspec.json.encode(message) + b"\n")
         out.flush()
 
     try:
-        send(run(assignment, send))
+        send(work(assignment, send))
     except BaseException:  # noqa: BLE001  the last line of it becomes the row's reason
         traceback.print_exc()
         _leave(1)
     _leave(0)
 
 
-def run(assignment: Assignment, send: Send) -> Result | Failure:  # noqa: PLR0911  one a failure
+def run(assignment: Assignment, send: Send) -> Result | Failure:
     """Set up, sample, check and tidy away; a known failure becomes a `Failure`."""
+    return attempt(assignment, lambda body, clock: Result(_measure(assignment, body, clock, send)))
+
+
+def attempt(  # noqa: PLR0911  one a failure
+    assignment: Assignment, work: Callable[[StepBody | StreamBody, Clock], _T]
+) -> _T | Failure:
+    """Do `work` with the assignment's body, and tidy away; a known failure becomes a `Failure`."""
     try:
         body, clock = _make(assignment)
         try:
-            return Result(_measure(assignment, body, clock, send))
+            return work(body, clock)
         finally:
             body.tear_down()
     except TierUnavailableError as error:
@@ -150,13 +168,9 @@ def _make(assignment: Assignment) -> tuple[StepBody | StreamBody, Clock]:
     return body, CudaClock() if body.clock == "cuda" else HostClock()
 
 
-def _measure(
-    assignment: Assignment,
-    body: StepBody | StreamBody,
-    clock: Clock,
-    send: Send,
-) -> ProcessResult:
-    context = Context(
+def context_of(assignment: Assignment) -> Context:
+    """What the body may know."""
+    return Context(
         params=assignment.params,
         geometry=assignment.geometry,
         machine=assignment.machine,
@@ -165,12 +179,20 @@ def _measure(
         process=assignment.process,
         scratch=Path(assignment.scratch) if assignment.scratch else None,
         half=assignment.half,
-        slowdown=assignment.inject if isinstance(body, StreamBody) else 0.0,
+        slowdown=assignment.inject if assignment.stream else 0.0,
     )
+
+
+def _measure(
+    assignment: Assignment,
+    body: StepBody | StreamBody,
+    clock: Clock,
+    send: Send,
+) -> ProcessResult:
     if assignment.inject and not isinstance(body, StreamBody):
         clock = Stretched(clock, assignment.inject)
     send(Phase("set up"))
-    body.set_up(context)
+    body.set_up(context_of(assignment))
     send(Phase("measure"))
     watch = body.watch() if isinstance(body, StreamBody) else None
     before = _look(watch)

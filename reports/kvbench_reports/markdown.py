@@ -8,9 +8,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from kvbench.measure.result import Report
+from kvbench_reports import practical
 from kvbench_reports.head import SEPARATOR, closing, head, simulated_notice
+from kvbench_reports.interference import NOTE, Beside, interference
+from kvbench_reports.practical import OfCopy, of_copy
 from kvbench_reports.view import Line, Skipped, TierView, Warned, collect_warnings, tier_views
-from kvbench_reports.words import clean
+from kvbench_reports.words import clean, percent
 
 # Underscores inside a word are left alone: GitHub leaves them too, and names are full of them.
 _SPECIAL = re.compile(r"[\\`*\[\]<|~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
@@ -25,6 +28,13 @@ def render(report: Report) -> str:
         blocks.append([f"### {plain(view.tier)}: {view.summary}"])
         blocks.append(list(_table(view)))
         blocks.append([f"- {plain(note.text)}" for note in view.notes])
+    copy, kernels = of_copy(report)
+    if kernels:
+        blocks += [[f"### of the device copy `{copy}`"], list(_of_copy(kernels))]
+        blocks.append([f"- {plain(practical.NOTE)}"])
+    beside = interference(report)
+    if beside:
+        blocks += [["### interference"], list(_interference(beside)), [f"- {plain(NOTE)}"]]
     if warned:
         blocks += [["### warnings"], list(_warnings(warned))]
     blocks.append([f"**{plain(closing(report))}.**"])
@@ -56,6 +66,22 @@ def _state(line: Line) -> str:
 
 def _note(line: Line) -> str:
     return plain(line.note or "")
+
+
+def _of_copy(kernels: Sequence[OfCopy]) -> Iterator[str]:
+    yield cells(["case", "of the copy (%)", "95 % (%)"])
+    yield cells([":---", "---:", "---:"])
+    for each in kernels:
+        yield cells([code_cell(each.case), percent(each.share), plain(each.interval_text)])
+
+
+def _interference(beside: Sequence[Beside]) -> Iterator[str]:
+    yield cells(["case", "of alone (%)", "95 % (%)", "while", "runs at", "notes"])
+    yield cells([":---", "---:", "---:", ":---", "---:", ":---"])
+    for each in beside:
+        figures = [plain(each.share_text), plain(each.interval_text)]
+        load = [code_cell(each.load), plain(each.load_rate)]
+        yield cells([code_cell(each.case), *figures, *load, plain(each.why)])
 
 
 def _warnings(warned: Sequence[Warned]) -> Iterator[str]:

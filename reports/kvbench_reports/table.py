@@ -14,8 +14,11 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from kvbench.measure.result import Report, State
+from kvbench_reports import practical
 from kvbench_reports.head import SEPARATOR, SIMULATED, closing, head, simulated_notice
+from kvbench_reports.interference import NOTE, Beside, interference
 from kvbench_reports.layout import INDENT, READABLE, STYLES, prose, tier_lines
+from kvbench_reports.practical import OfCopy, of_copy
 from kvbench_reports.view import Warned, collect_warnings, tier_views
 from kvbench_reports.words import clean
 
@@ -29,9 +32,13 @@ def tables(report: Report, path: str = "FILE") -> list[RenderableType]:
     warned = collect_warnings(report)
     again = f"kvbench report {shlex.quote(path)} --format markdown"
     views = tier_views(report, warned)
+    beside = interference(report)
+    copy, kernels = of_copy(report)
     return [
         Part(partial(_head, report)),
         *(Part(partial(tier_lines, view)) for view in views),
+        *([Part(partial(_of_copy, copy, kernels))] if kernels else []),
+        *([Part(partial(_interference, beside))] if beside else []),
         *([Part(partial(_warnings, warned))] if warned else []),
         Part(partial(_closing, report, again=again)),
     ]
@@ -120,6 +127,20 @@ def _packed(facts: Sequence[str], width: int) -> Iterator[str]:
         *full, line = (wrapped.plain for wrapped in prose(joined, width))
         yield from full
     yield line
+
+
+def _of_copy(copy: str, kernels: Sequence[OfCopy], width: int) -> Iterator[Text]:
+    yield Text(f"of the device copy {copy}", style="bold")
+    for each in kernels:
+        yield from prose(each.sentence, width, hang=INDENT)
+    yield from prose(practical.NOTE, width, style="dim", hang=2)
+
+
+def _interference(beside: Sequence[Beside], width: int) -> Iterator[Text]:
+    yield Text("interference", style="bold")
+    for each in beside:
+        yield from prose(each.sentence, width, hang=INDENT)
+    yield from prose(NOTE, width, style="dim", hang=2)
 
 
 def _warnings(warned: Sequence[Warned], width: int) -> Iterator[Text]:

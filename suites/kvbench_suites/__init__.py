@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvbench.errors import UsageError
 from kvbench.measure.suite import Operation, Suite
-from kvbench_suites import dram, everything, hbm, nvme
+from kvbench_suites import dram, everything, hbm, interference, kernels, nvme
 from kvbench_suites.toml_file import load_suite
 
 SUITES: tuple[Suite, ...] = (
@@ -15,11 +15,14 @@ SUITES: tuple[Suite, ...] = (
     everything.FULL,
     everything.CI,
     hbm.SUITE,
+    kernels.SUITE,
     dram.SUITE,
     nvme.SUITE,
+    interference.SUITE,
 )
 OPERATIONS: tuple[Operation, ...] = (
     *hbm.OPERATIONS,
+    *kernels.OPERATIONS,
     *dram.OPERATIONS,
     *nvme.OPERATIONS,
 )

@@ -113,7 +113,7 @@ COPY = Operation(
     path=_path,
     unmet=_unmet,
     limit=_limit,
-    traffic_per_payload=2.0,
+    traffic=lambda _params: 2.0,
 )
 GATHER = Operation(
     name="dram.gather",
@@ -125,7 +125,7 @@ GATHER = Operation(
     path=_path,
     unmet=_unmet,
     limit=_limit,
-    traffic_per_payload=2.0,
+    traffic=lambda _params: 2.0,
 )
 SCATTER = Operation(
     name="dram.scatter",
@@ -137,7 +137,7 @@ SCATTER = Operation(
     path=_path,
     unmet=_unmet,
     limit=_limit,
-    traffic_per_payload=2.0,
+    traffic=lambda _params: 2.0,
 )
 
 

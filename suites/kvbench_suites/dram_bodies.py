@@ -41,6 +41,7 @@ class _MemoryBody(ABC):
     """What copy, gather and scatter share: memory of the kind asked for, and the team."""
 
     clock: ClassVar[str] = "host"
+    timeline: ClassVar[dict[str, str]] = {"_move": "copy"}  # for kvbench.profile
     _team: Team | None = None
     _turn_bytes: int  # payload of one turn, all threads together
 

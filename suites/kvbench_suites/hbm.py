@@ -5,8 +5,9 @@ transfers are between device memory and host memory that is pinned or pageable. 
 work is in `kvbench_suites.hbm_bodies`, and nothing here imports torch.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Gpu, Machine
@@ -21,6 +22,7 @@ from kvbench.measure.suite import (
     sweep,
 )
 from kvbench.units import MIB, exact_bytes, format_bytes
+from kvbench_suites.formats import ELEMENT_BYTES
 from kvbench_suites.paged import PAGES, paged, partial_page
 
 PEAK_BYTES = 256 * MIB  # beyond any L2, and long enough that a launch does not count
@@ -62,12 +64,22 @@ def _gpu(machine: Machine) -> Gpu | None:
     return next(iter(machine.visible_gpus), None)
 
 
-def _no_room(sides: int, params: Mapping[str, Value], machine: Machine) -> str | None:
-    """Why not even one unit of work fits; `sides` of it are in GPU memory."""
+def unit_bytes(params: Mapping[str, Value]) -> int:
+    """Payload of one launch."""
+    batch = int(params.get("batch", 1))
+    for name in ("block_bytes", "token_bytes"):
+        if name in params:
+            return int(params[name]) * batch
+    shape = ("layers", "block_tokens", "heads", "head_dim")
+    return batch * 2 * ELEMENT_BYTES * math.prod(int(params[name]) for name in shape)  # K and V
+
+
+def lacks_room(sides: int, params: Mapping[str, Value], machine: Machine) -> str | None:
+    """Why not even one launch's payload fits; `sides` of it are in GPU memory."""
     gpu = _gpu(machine)
     if gpu is None:
         return f"no CUDA device: {machine.gpu_reason}"
-    need_bytes = sides * int(params["block_bytes"]) * int(params.get("batch", 1))
+    need_bytes = sides * unit_bytes(params)
     if gpu.memory_bytes is not None and need_bytes > gpu.memory_bytes:
         return (
             f"needs {format_bytes(need_bytes)} of GPU memory "
@@ -76,7 +88,8 @@ def _no_room(sides: int, params: Mapping[str, Value], machine: Machine) -> str |
     return None
 
 
-def _unaligned(name: str, params: Mapping[str, Value]) -> str | None:
+def uneven(name: str, params: Mapping[str, Value]) -> str | None:
+    """Why the kernels do not move pieces of this size, or None."""
     if int(params[name]) % KERNEL_UNIT_BYTES == 0:
         return None
     return f"the kernel moves whole units of {KERNEL_UNIT_BYTES} bytes, {name} = {params[name]}"
@@ -84,26 +97,39 @@ def _unaligned(name: str, params: Mapping[str, Value]) -> str | None:
 
 def _unmet_copy(params: Mapping[str, Value], machine: Machine) -> str | None:
     # Source and target are both on the device.
-    lacking = _no_room(2, params, machine)
-    return lacking or (_unaligned("block_bytes", params) if params["engine"] == "triton" else None)
+    lacking = lacks_room(2, params, machine)
+    return lacking or (uneven("block_bytes", params) if params["engine"] == "triton" else None)
 
 
 def _unmet_pages(params: Mapping[str, Value], machine: Machine) -> str | None:
-    return _no_room(2, params, machine) or _unaligned("page_bytes", params)
+    return lacks_room(2, params, machine) or uneven("page_bytes", params)
 
 
 def _unmet_transfer(params: Mapping[str, Value], machine: Machine) -> str | None:
-    return _no_room(1, params, machine)
+    return lacks_room(1, params, machine)
 
 
-def hbm_limit(_params: Mapping[str, Value], machine: Machine) -> Limit:
-    """HBM bandwidth over two: each byte is read once and written once."""
-    gpu = _gpu(machine)
-    if gpu is None:
-        return None, f"no CUDA device: {machine.gpu_reason}"
-    if gpu.hbm_bytes_per_s is None:
-        return None, "NVML tells no memory clock or bus width of this GPU"
-    return gpu.hbm_bytes_per_s / 2, f"{gpu.hbm_source}; a copy reads and writes: ÷ 2"
+def read_and_written(_params: Mapping[str, Value]) -> float:
+    """Of each byte of payload: once each."""
+    return 2.0
+
+
+def gpu_memory_limit(
+    traffic: Callable[[Mapping[str, Value]], float],
+) -> Callable[[Mapping[str, Value], Machine], Limit]:
+    """HBM bandwidth over the bytes that are read and written for each byte of payload."""
+
+    def limit(params: Mapping[str, Value], machine: Machine) -> Limit:
+        gpu = _gpu(machine)
+        if gpu is None:
+            return None, f"no CUDA device: {machine.gpu_reason}"
+        if gpu.hbm_bytes_per_s is None:
+            return None, "NVML tells no memory clock or bus width of this GPU"
+        factor = traffic(params)
+        why = "a copy reads and writes" if factor == 2 else "read and written for each byte"  # noqa: PLR2004
+        return gpu.hbm_bytes_per_s / factor, f"{gpu.hbm_source}; {why}: ÷ {factor:.4g}"
+
+    return limit
 
 
 def link_limit(_params: Mapping[str, Value], machine: Machine) -> Limit:
@@ -141,8 +167,8 @@ COPY = Operation(
     label=_copy_label,
     path=lambda params: ENGINE_PATHS[str(params["engine"])],
     unmet=_unmet_copy,
-    limit=hbm_limit,
-    traffic_per_payload=2.0,
+    limit=gpu_memory_limit(read_and_written),
+    traffic=read_and_written,
 )
 GATHER = Operation(
     name="hbm.gather",
@@ -153,8 +179,8 @@ GATHER = Operation(
     path=lambda _params: ENGINE_PATHS["triton"],
     contradiction=partial_page,
     unmet=_unmet_pages,
-    limit=hbm_limit,
-    traffic_per_payload=2.0,
+    limit=gpu_memory_limit(read_and_written),
+    traffic=read_and_written,
 )
 SCATTER = Operation(
     name="hbm.scatter",
@@ -165,8 +191,8 @@ SCATTER = Operation(
     path=lambda _params: ENGINE_PATHS["triton"],
     contradiction=partial_page,
     unmet=_unmet_pages,
-    limit=hbm_limit,
-    traffic_per_payload=2.0,
+    limit=gpu_memory_limit(read_and_written),
+    traffic=read_and_written,
 )
 TRANSFER = Operation(
     name="hbm.transfer",

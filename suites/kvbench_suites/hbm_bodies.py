@@ -9,6 +9,7 @@ imports this. With `device="cpu"` the same code runs without a GPU, for tests: i
 
 import subprocess
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -34,7 +35,7 @@ NO_GPU_PATH = "host memory, no GPU"
 Slots = NDArray[np.int64]
 
 
-class _SlotBody(ABC):
+class SlotBody(ABC):
     """What the bodies share: the slots, the rotation, and the check of every slot."""
 
     clock: ClassVar[str] = "cuda"
@@ -100,7 +101,7 @@ class _SlotBody(ABC):
         rows = max(1, CHECK_BYTES // self.slot_bytes)
         for first in range(0, len(expected), rows):
             sources = expected[first : first + rows]
-            got = self.target[first : first + rows].cpu().numpy()
+            got = self._arrived(first, first + rows)
             wanted = np.where((sources >= 0)[:, None], truth[np.maximum(sources, 0)], 0)
             if not np.array_equal(got, wanted):
                 slot, byte = (int(axis[0]) for axis in np.nonzero(got != wanted))
@@ -131,15 +132,17 @@ class _SlotBody(ABC):
         self.source = self.target = torch.empty(0, dtype=torch.uint8)
 
     def expected_sources(self) -> Slots:
-        """int64 [slots]: the source slot whose bytes each target slot must hold; -1 for none.
-
-        Unit k moves source unit (k + k // units) % units to target unit k % units.
-        """
+        """int64 [slots]: the source slot whose bytes each target slot must hold; -1 for none."""
         expected = np.full(self.units * self.batch, -1, dtype=np.int64)
+        for target, source in self.expected_units():
+            expected[self.target_slots[target]] = self.source_slots[source]
+        return expected
+
+    def expected_units(self) -> Iterator[tuple[int, int]]:
+        """Each target unit that was written, and the source unit it was last written from."""
         for target in range(min(self.units, self.done)):
             passes = (self.done - 1 - target) // self.units
-            expected[self.target_slots[target]] = self.source_slots[(target + passes) % self.units]
-        return expected
+            yield target, self._source_of(target + passes * self.units)
 
     source: torch.Tensor  # uint8 [slots, slot_bytes]
     target: torch.Tensor
@@ -163,6 +166,11 @@ class _SlotBody(ABC):
     def _calls_per_unit(self) -> int:
         return 1
 
+    def _arrived(self, first: int, end: int) -> NDArray[np.uint8]:
+        """uint8 [slots, slot_bytes]: what target slots hold."""
+        arrived: NDArray[np.uint8] = self.target[first:end].cpu().numpy()
+        return arrived
+
     def _allocate(self) -> None:
         """Make both arenas on the device."""
         self.source = torch.as_tensor(self._truth()).to(self.device)
@@ -181,8 +189,12 @@ class _SlotBody(ABC):
 
     def _unit(self) -> None:
         k = self.done
-        self._move((k + k // self.units) % self.units, k % self.units)
+        self._move(self._source_of(k), k % self.units)
         self.done = k + 1
+
+    def _source_of(self, k: int) -> int:
+        """The source unit that the k-th move reads; it writes target unit k % units."""
+        return (k + k // self.units) % self.units
 
     def _order(self, seed: int) -> None:
         """Which slots each unit is made of: int64 [units, batch] for both sides."""
@@ -234,7 +246,27 @@ class _SlotBody(ABC):
             torch.cuda.synchronize(self.device)
 
 
-class CopyBlock(_SlotBody):
+def verify_units(body: SlotBody, difference: Callable[[int, int], str | None]) -> int:
+    """Check every target unit that was written; bytes of the source units.
+
+    `difference` says of a source and a target unit what is wrong, or None.
+
+    Raises:
+        CorruptDataError: something is.
+    """
+    checked = 0
+    for target, source in body.expected_units():
+        wrong = difference(source, target)
+        if wrong is not None:
+            raise CorruptDataError(
+                f"unit {target} of {body.units}, made from unit {source}: {wrong}. "
+                "Do not trust this device: see nvidia-smi -q -d ECC"
+            )
+        checked += body.batch * body.slot_bytes
+    return checked
+
+
+class CopyBlock(SlotBody):
     """Copies one block after another inside GPU memory, one call each."""
 
     def _prepare(self) -> None:
@@ -258,7 +290,7 @@ class CopyBlock(_SlotBody):
         return ENGINE_PATHS[self._engine]
 
 
-class _PagedBody(_SlotBody):
+class PagedBody(SlotBody):
     """Pages of scattered blocks on one side, a staging buffer on the other."""
 
     def _sizes(self, context: Context) -> tuple[int, int]:
@@ -278,7 +310,7 @@ class _PagedBody(_SlotBody):
         return ENGINE_PATHS["triton"]
 
 
-class GatherPages(_PagedBody):
+class GatherPages(PagedBody):
     """Gathers the pages of one batch of blocks after another into staging buffers."""
 
     scattered_source = True
@@ -294,7 +326,7 @@ class GatherPages(_PagedBody):
         self._kernel(self.source, self._page_ids[source], self._rows[target])
 
 
-class ScatterPages(_PagedBody):
+class ScatterPages(PagedBody):
     """Scatters one staging buffer after another into the pages of blocks."""
 
     scattered_target = True
@@ -310,7 +342,7 @@ class ScatterPages(_PagedBody):
         self._kernel(self._rows[source], self._page_ids[target], self.target)
 
 
-class Transfer(_SlotBody):
+class Transfer(SlotBody):
     """Moves batches of blocks between scattered slots of host and GPU memory, one copy each."""
 
     scattered_source = True
@@ -322,7 +354,7 @@ class Transfer(_SlotBody):
 
     def _allocate(self) -> None:
         self._direction = self._context.word("direction")
-        self._pinned = self._context.word("memory") == "pinned"
+        self._pinned = self._memory() == "pinned"
         host = torch.zeros(self._shape(), dtype=torch.uint8, pin_memory=self._pinned)
         if self._direction == "h2d":
             self.source = host.copy_(torch.as_tensor(self._truth()))
@@ -330,6 +362,9 @@ class Transfer(_SlotBody):
         else:
             self.source = torch.as_tensor(self._truth()).to(self.device)
             self.target = host
+
+    def _memory(self) -> str:
+        return self._context.word("memory")
 
     def _prepare(self) -> None:
         self._sources = _rows_of(self.source, self.source_slots)

@@ -14,7 +14,7 @@ Only the worker process imports this.
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -46,6 +46,7 @@ class _FileStream(ABC):
 
     clock: ClassVar[str] = "host"
     direction: ClassVar[str]
+    timeline: ClassVar[Mapping[str, str]] = {"_operate": "step"}  # for kvbench.profile
 
     def __init__(self) -> None:
         self._lanes: Lanes | None = None

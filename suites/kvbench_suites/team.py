@@ -29,7 +29,7 @@ class Team:
         self._ending = False
         os.sched_setaffinity(0, {cores[0]})  # the caller is the first of the team
         self._threads = [
-            threading.Thread(target=self._run, args=(number,), daemon=True)
+            threading.Thread(target=self._run, args=(number,), name=f"team-{number}", daemon=True)
             for number in range(1, len(cores))
         ]
         for thread in self._threads:

@@ -9,6 +9,7 @@
     operation = "nvme.read"
     block_bytes = ["256KiB", "block"]   # a list is swept; "block", "layer", "page": the model's
     queue_depth = [1, 16]
+    beside = { operation = "dram.copy", block_bytes = "block", threads = 1 }  # its load, if any
 
 Further keys at the top: warmup (seconds), data (size of each data file), target (half-width of
 the interval at which a process stops). A mistake is an error with the file, the key and what is
@@ -61,7 +62,10 @@ def load_suite(path: Path, operations: Sequence[Operation]) -> Suite:
     if not isinstance(tables, list) or not tables:
         raise UsageError(f"{path}: key 'case': expected at least one [[case]] table")
     by_name = {operation.name: operation for operation in operations}
-    entries = [_Entry(path, number, table, by_name) for number, table in enumerate(tables, start=1)]
+    entries = [
+        _Entry(f"{path}: case {number}", table, by_name)
+        for number, table in enumerate(tables, start=1)
+    ]
     return Suite(
         name=_name(document, path),
         question=_text(document, "question", path, default=f"the cases of {path.name}"),
@@ -71,14 +75,20 @@ def load_suite(path: Path, operations: Sequence[Operation]) -> Suite:
 
 
 class _Entry:
-    """One [[case]] table: an operation and the values of each axis."""
+    """One [[case]] table, or the load in it: an operation and the values of each axis."""
 
     def __init__(
-        self, path: Path, number: int, table: object, operations: Mapping[str, Operation]
+        self,
+        where: str,
+        table: object,
+        operations: Mapping[str, Operation],
+        *,
+        is_load: bool = False,
     ) -> None:
-        self.where = f"{path}: case {number}"
+        self.where = where
         if not isinstance(table, dict):
-            raise UsageError(f"{self.where}: expected a table [[case]]")
+            form = '{ operation = "dram.copy", … }' if is_load else "[[case]]"
+            raise UsageError(f"{where}: expected a table {form}")
         values = dict(cast("dict[str, Any]", table))
         name = values.pop("operation", None)
         if not isinstance(name, str) or name not in operations:
@@ -86,7 +96,13 @@ class _Entry:
                 f"{self.where}: key 'operation' = {name!r}: expected one of {', '.join(operations)}"
             )
         self.operation = operations[name]
-        self.time_limit_s = _number(values.pop("time_limit", None), "time_limit", self.where)
+        self.time_limit_s: float | None = None
+        self.beside: _Entry | None = None
+        if not is_load:  # which lasts as long as its case, and has no load itself
+            self.time_limit_s = _number(values.pop("time_limit", None), "time_limit", where)
+            if "beside" in values:
+                load = values.pop("beside")
+                self.beside = _Entry(f"{where}: beside", load, operations, is_load=True)
         self.axes: dict[str, list[Any]] = {
             key: value if isinstance(value, list) else [value] for key, value in values.items()
         }
@@ -108,12 +124,17 @@ class _Entry:
                     words = f", or {', '.join(MODEL_SIZES)}: the model's" if sized else ""
                     raise UsageError(f"{self.where}: key {error}{words}") from None
 
+    @property
+    def count(self) -> int:
+        """How many cases it makes."""
+        own = math.prod(len(values) for values in self.axes.values())
+        return own * (self.beside.count if self.beside else 1)
+
     def cases(self, geometry: KVGeometry) -> list[Case]:
-        """Every combination, the last axis varying fastest."""
-        count = math.prod(len(values) for values in self.axes.values())
-        if count > MOST_CASES:
+        """Every combination, the last axis varying fastest; the load's faster still."""
+        if self.count > MOST_CASES:
             raise UsageError(
-                f"{self.where}: {count} combinations, at most {MOST_CASES}: sweep less"
+                f"{self.where}: {self.count} combinations, at most {MOST_CASES}: sweep less"
             )
         points: list[dict[str, Value]] = [{}]
         for key, values in self.axes.items():
@@ -122,8 +143,10 @@ class _Entry:
                 for point in points
                 for value in values
             ]
+        loads = self.beside.cases(geometry) if self.beside else [None]
         try:
-            return [self.operation.case(p, time_limit_s=self.time_limit_s) for p in points]
+            alone = [self.operation.case(p, time_limit_s=self.time_limit_s) for p in points]
+            return [replace(case, beside=load) for case in alone for load in loads]
         except UsageError as error:
             raise UsageError(f"{self.where}: {error}") from None
 

@@ -52,7 +52,7 @@ def test_pairs_end_on_precision_and_the_comparison_says_which_did_not_get_there(
 ) -> None:
     common = ("ab", "env:", "env:", "dram", *TWO_CASES, "-o", "x.json")
     coarse = run(tmp_path, *common, "--precision", "30%")
-    assert "one session, 5 interleaved pairs" in coarse.stdout, coarse.stderr
+    assert "one session, 10 interleaved pairs" in coarse.stdout, coarse.stderr
     fine = run(tmp_path, *common, "--precision", "0.01%", "--processes", "6")
     assert "6 interleaved pairs" in fine.stdout
     assert "6 pairs know B/A to ±" in fine.stdout

@@ -122,7 +122,7 @@ def test_a_directory_in_memory_measures_no_drive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("nope",), "no suite named 'nope'; there are: quick, full, ci, hbm, dram, nvme"),
+        (("nope",), "no suite named 'nope'; there are: quick, full, ci, hbm, "),
         (("missing.toml",), "cannot read suite missing.toml: No such file or directory"),
         (("quick", "--model", "gpt-5"), "gpt-5"),
         (("quick", "--only", "zzz*"), "--only 'zzz*' matches no case"),

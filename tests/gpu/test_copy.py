@@ -1,5 +1,8 @@
 """The copy kernel: the same bytes as torch's copy, no byte more, and no silent misuse."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
@@ -43,18 +46,66 @@ def test_a_copy_counts_each_byte_once_read_and_once_written() -> None:
     assert copy_bytes_moved(256 * 2**20) == 512 * 2**20
 
 
-def test_a_length_of_17_bytes_is_refused_with_both_sides(device: str) -> None:
-    with pytest.raises(ValueError, match=r"length of src must be a multiple of 16 bytes, got 17"):
-        copy_contiguous(random_bytes(17, device), random_bytes(17, device))
+@pytest.mark.parametrize("past", [0, 1, 4, 8, 13, 15])
+@pytest.mark.parametrize("size", [0, 1, 3, 15, 16, 17, 31, 47, 100, TILE_BYTES + 21])
+def test_a_copy_may_start_and_end_at_any_byte(size: int, past: int, device: str) -> None:
+    source = random_bytes(size + 2 * GUARD_BYTES, device)
+    memory = torch.full((size + 2 * GUARD_BYTES,), GUARD, dtype=torch.uint8, device=device)
+    expected = memory.clone()
+    first = GUARD_BYTES + past
+    # The target is as far past a multiple of 16 bytes as the source, 32 bytes further on.
+    inside = slice(first + 32, first + 32 + size)
+
+    copy_contiguous(source[first : first + size], memory[inside])
+    reference.copy_contiguous(source[first : first + size], expected[inside])
+
+    assert torch.equal(memory, expected)
 
 
-@pytest.mark.parametrize("which", ["src", "dst"])
-def test_an_unaligned_start_is_refused_instead_of_copied_slowly(which: str, device: str) -> None:
-    aligned, shifted = random_bytes(64, device), random_bytes(72, device)[8:]
-    source, target = (shifted, aligned) if which == "src" else (aligned, shifted)
+@pytest.mark.parametrize("past", [0, 5])
+def test_each_byte_is_read_from_the_source_and_written_once(
+    past: int,
+    device: str,
+    nothing_read_beside: Callable[..., bool],
+    each_byte_written_once: Callable[..., bool],
+) -> None:
+    source = random_bytes(TILE_BYTES + 100, device)[past:]
+    target = random_bytes(TILE_BYTES + 100, device)[past:]
 
-    with pytest.raises(ValueError, match=rf"{which} must start at .* got address 0x.*8, 8 too far"):
-        copy_contiguous(source, target)
+    copy_contiguous(source, target)
+
+    assert nothing_read_beside(source)
+    assert each_byte_written_once(target)
+
+
+def test_only_the_ends_of_an_unaligned_copy_are_copied_as_single_bytes(
+    device: str, stored: list[np.ndarray]
+) -> None:
+    size = 15 + 2 * TILE_BYTES + 9
+    copy_contiguous(random_bytes(size + 1, device)[1:], random_bytes(size + 1, device)[1:])
+
+    assert sorted(addresses.size for addresses in stored) == [15 + 9, TILE_BYTES, TILE_BYTES]
+
+
+def test_memory_borrowed_at_an_odd_address_is_copied(device: str) -> None:
+    # torch takes it for a storage of its own that begins there, and refuses to see words in it.
+    borrowed = torch.from_numpy(np.arange(100, dtype=np.uint8)[3:]).to(device)
+    past = borrowed.data_ptr() % 16
+    target = torch.zeros(128, dtype=torch.uint8, device=device)[past : past + 97]
+
+    copy_contiguous(borrowed, target)
+
+    assert torch.equal(target, borrowed)
+
+
+@pytest.mark.parametrize(("src_past", "dst_past"), [(0, 8), (8, 0), (1, 2), (15, 0)])
+def test_a_source_and_a_target_shifted_against_each_other_are_refused_instead_of_copied_slowly(
+    src_past: int, dst_past: int, device: str
+) -> None:
+    source, target = random_bytes(79, device)[src_past:], random_bytes(79, device)[dst_past:]
+    message = rf"equally far past a multiple of 16 bytes, got src {src_past} and dst {dst_past} too"
+    with pytest.raises(ValueError, match=message):
+        copy_contiguous(source[:64], target[:64])
 
 
 def test_unequal_lengths_are_refused_with_both_sides(device: str) -> None:

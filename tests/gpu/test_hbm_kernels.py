@@ -71,7 +71,7 @@ def test_one_flipped_bit_is_found(
 
     with pytest.raises(CorruptDataError, match=r"target slot 1 of \d+ differs from byte 77:"):
         body.verify()
-    assert operation.traffic_per_payload == 2.0
+    assert operation.traffic(params) == 2.0
 
 
 @each_body

@@ -342,7 +342,7 @@ def run_here(case: Case, setting: Setting) -> worker.Result | Failure:
     assignment = worker.Assignment(
         body=case.operation.body,
         stream=case.operation.stream,
-        traffic_per_payload=case.operation.traffic_per_payload,
+        traffic_per_payload=case.operation.traffic(case.params),
         params=dict(case.params),
         plan=setting.plan,
         geometry=setting.geometry,

@@ -189,12 +189,12 @@ def test_a_copy_can_reach_half_of_the_hbm_bandwidth() -> None:
     limit, source = hbm.COPY.limit(COPY, WITH_GPU)
     assert limit == 3.35e12 / 2
     assert source == "NVML: 2619 MHz x 5120 bit x 2 / 8; a copy reads and writes: ÷ 2"
-    assert hbm.COPY.traffic_per_payload == 2.0
+    assert hbm.COPY.traffic(COPY) == 2.0
 
 
 def test_a_transfer_is_limited_by_the_link_as_negotiated() -> None:
     assert hbm.TRANSFER.limit(TRANSFER, WITH_GPU) == (63.0e9, "PCIe 5 x16")
-    assert hbm.TRANSFER.traffic_per_payload == 1.0
+    assert hbm.TRANSFER.traffic(TRANSFER) == 1.0
 
 
 def test_the_first_visible_gpu_sets_the_limits() -> None:

@@ -3,13 +3,24 @@
 import importlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from kvbench.errors import UsageError
 from kvbench.geometry import KVGeometry, load_geometry
 from kvbench.geometry.presets import presets
-from kvbench.machine import Cpu, Cuda, Gpu, Kvikio, Machine, Memory, NumaNode, Storage
+from kvbench.machine import (
+    Cpu,
+    Cuda,
+    Gpu,
+    Kvikio,
+    Machine,
+    Memory,
+    NumaNode,
+    Storage,
+    shell_quoted,
+)
 from kvbench.measure.body import StepBody, StreamBody
 from kvbench.measure.suite import Case, Kind, Operation, Suite
 from kvbench.units import GIB, KIB, MIB
@@ -140,11 +151,15 @@ def test_an_id_fits_a_line_of_a_terminal_and_a_shell_needs_no_quotes(
 ) -> None:
     for machine in MACHINES.values():
         for case in every_case(suite, machine, geometries):
-            assert len(case.id) < 60, case.id
-            assert set(case.id) <= set(
+            alone = replace(case, beside=None)
+            assert len(alone.id) < 64, alone.id  # a relayout names two layouts
+            assert set(alone.id) <= set(
                 "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789./-"
-            ), case.id
+            ), alone.id
             assert case.id.startswith(f"{case.operation.name}/")
+            if case.beside is not None:
+                assert case.id == f"{alone.id}+{case.beside.id}"
+                assert shell_quoted(case.id) == case.id
 
 
 def check_what_it_says(case: Case, machine: Machine) -> None:

@@ -146,10 +146,37 @@ def test_every_shipped_suite_is_found_by_its_name_and_any_other_name_lists_them(
         assert find_suite(suite.name) is suite
     with pytest.raises(UsageError) as raised:
         find_suite("quik")
+    names = ", ".join(suite.name for suite in SUITES)
     assert str(raised.value) == (
-        "no suite named 'quik'; there are: quick, full, ci, hbm, dram, nvme, "
-        "or a path ending in .toml"
+        f"no suite named 'quik'; there are: {names}, or a path ending in .toml"
     )
+
+
+def test_a_case_can_be_measured_beside_another_one_and_both_are_swept(
+    load: Load, llama: KVGeometry
+) -> None:
+    suite = load(
+        f'{READ}block_bytes = "256KiB"\nqueue_depth = [1, 4]\ntime_limit = 2\n'
+        'beside = { operation = "dram.copy", block_bytes = ["block", "1MiB"], threads = 1 }\n'
+    )
+    cases = suite.build(llama, Machine())
+    assert [case.id for case in cases] == [
+        f"nvme.read/posix/256KiB/qd{depth}/random+dram.copy/pageable/{size}/t1"
+        for depth in (1, 4)
+        for size in ("2MiB", "1MiB")
+    ]
+    assert {case.time_limit_s for case in cases} == {2.0}
+    load_case = cases[0].beside
+    assert load_case is not None
+    assert load_case.params["block_bytes"] == llama.block_bytes
+    assert "beside" not in cases[0].params
+
+
+def test_a_load_can_be_a_table_of_its_own(load: Load, llama: KVGeometry) -> None:
+    suite = load(f'{ONE}[case.beside]\noperation = "dram.copy"\nblock_bytes = 4096\nthreads = 1\n')
+    assert ids(suite, llama) == [
+        "nvme.read/posix/256KiB/qd1/random+dram.copy/pageable/4KiB/t1",
+    ]
 
 
 # ---------------------------------------------------------------- mistakes seen when it is read
@@ -159,10 +186,7 @@ MODEL = "or block, layer, page: the model's"
 DEPTHS = "expected a whole number, at least 1, at most 1024"
 NUMBER = "expected a number above 0, at most 86400"
 SHARE = "expected a number above 0, at most 1"
-NAMES = (
-    "expected one of hbm.copy, hbm.gather, hbm.scatter, hbm.transfer, "
-    "dram.copy, dram.gather, dram.scatter, nvme.read, nvme.write"
-)
+NAMES = "expected one of " + ", ".join(operation.name for operation in OPERATIONS)
 TOP = "allowed are: name, question, case, processes, time_limit, warmup, data, target"
 KEYS = "allowed are: block_bytes, queue_depth, engine, memory, order"
 DATA = "expected a size such as 256KiB, at least 1048576"
@@ -267,6 +291,34 @@ MISTAKES: dict[str, tuple[str, str]] = {
         read(more="time_limit = -1\n"),
         f": case 1: key 'time_limit' = -1: {NUMBER}",
     ),
+    "a load that is no table": (
+        read(more='beside = "dram.copy"\n'),
+        ': case 1: beside: expected a table { operation = "dram.copy", … }',
+    ),
+    "a load without an operation": (
+        read(more="beside = { threads = 1 }\n"),
+        f": case 1: beside: key 'operation' = None: {NAMES}",
+    ),
+    "a load of an unknown operation": (
+        read(more='beside = { operation = "dram.cpy" }\n'),
+        f": case 1: beside: key 'operation' = 'dram.cpy': {NAMES}",
+    ),
+    "an unknown parameter of a load": (
+        read(more='beside = { operation = "nvme.write", fsyn = true }\n'),
+        f": case 1: beside (nvme.write): unknown key 'fsyn'; {KEYS}, fsync",
+    ),
+    "a wrong parameter of a load": (
+        read(more='beside = { operation = "nvme.write", queue_depth = 0 }\n'),
+        f": case 1: beside: key queue_depth = 0: {DEPTHS}",
+    ),
+    "a time limit of a load": (
+        read(more='beside = { operation = "nvme.write", time_limit = 1 }\n'),
+        f": case 1: beside (nvme.write): unknown key 'time_limit'; {KEYS}, fsync",
+    ),
+    "a load of a load": (
+        read(more='beside = { operation = "nvme.write", beside = {} }\n'),
+        f": case 1: beside (nvme.write): unknown key 'beside'; {KEYS}, fsync",
+    ),
     "a mistake in the second case": (
         ONE + read(queue_depth="0"),
         f": case 2: key queue_depth = 0: {DEPTHS}",
@@ -322,6 +374,25 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path(tmp_path: Path) -> 
             '[[case]]\noperation = "dram.gather"\nblock_bytes = "block"\npage_bytes = 3000\n'
             "threads = 1\n",
             "case 1: dram.gather: block_bytes = 2097152 is no multiple of page_bytes = 3000",
+        ),
+        (
+            read(more='beside = { operation = "dram.copy", block_bytes = "block" }\n'),
+            "case 1: beside: dram.copy needs threads: a whole number, at least 1",
+        ),
+        (
+            read(
+                more='beside = { operation = "nvme.read", block_bytes = 4096, queue_depth = 1 }\n'
+            ),
+            "case 1: nvme.read beside nvme.read: both would use one data file and the same "
+            "counters of the drive; name another operation as load",
+        ),
+        (
+            read(
+                queue_depth=f"[{', '.join(map(str, range(1, 1001)))}]",
+                more='beside = { operation = "dram.copy", block_bytes = "block", '
+                "threads = [1, 2, 3, 4, 5, 6] }\n",
+            ),
+            "case 1: 6000 combinations, at most 5000: sweep less",
         ),
         (
             f"{READ}block_bytes = 4096\nqueue_depth = [{', '.join(map(str, range(1, 1001)))}]\n"

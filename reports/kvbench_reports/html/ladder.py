@@ -11,6 +11,7 @@ from kvbench.units import format_bytes
 from kvbench_reports.figures import TOKENS
 from kvbench_reports.html.figure import Figure, Panel, Spec, Table
 from kvbench_reports.html.says import (
+    alone,
     bounds_of,
     interval_words,
     limit_of,
@@ -58,10 +59,12 @@ def headlines(report: Report) -> list[Headline]:
     size = report.model.bytes_for(TOKENS)
     found: list[Headline] = []
     for tier, rows in tiers_of(report).items():
-        usable = measured(rows)
+        usable = alone(rows)
         giving = [row for row in usable if row.operation not in _NOT_GIVING] or usable
         if not giving:
             why = f"no figure: {state_counts(rows)}"
+            if measured(rows):
+                why = "measured only beside a load"
             found.append(Headline(tier=clean(tier), time="", rate="", case="", how="", why=why))
             continue
         best = max(giving, key=rate_of)
@@ -119,7 +122,7 @@ def _rungs(report: Report) -> list[Row]:
     rungs: list[Row] = []
     for rows in tiers_of(report).values():
         best: dict[tuple[str, str], Row] = {}
-        for row in sorted(measured(rows), key=rate_of, reverse=True):
+        for row in sorted(alone(rows), key=rate_of, reverse=True):
             best.setdefault((row.operation, path_of(row)), row)
         rungs += best.values()
     return rungs

@@ -20,7 +20,7 @@ from hdrh.histogram import HdrHistogram  # pyright: ignore[reportMissingTypeStub
 from kvbench.errors import UsageError
 from kvbench.measure.result import Latency, Row, State
 from kvbench_reports.html.figure import Figure, Panel, Spec, Table
-from kvbench_reports.html.says import key_of, left_out, marks_of, measured, plain_time
+from kvbench_reports.html.says import alone, key_of, left_out, marks_of, plain_time
 from kvbench_reports.html.series import (
     Numbers,
     Point,
@@ -50,7 +50,7 @@ def distribution(tier: str, rows: Sequence[Row]) -> Figure:
     Raises:
         UsageError: a histogram is damaged.
     """
-    timed = [row for row in measured(rows) if row.latency_s is not None]
+    timed = [row for row in alone(rows) if row.latency_s is not None]
     found = [point for point in points(timed, None) if _has_curve(point.row)]
     lines, panels = chosen_lines(found), chosen_panels(found)
     drawn = [point for point in found if point.line in lines and point.panel in panels]

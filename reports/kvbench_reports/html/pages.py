@@ -20,15 +20,16 @@ from kvbench_reports.ci import inject_text
 from kvbench_reports.compare import head as compare_head
 from kvbench_reports.compare.figures import ranked
 from kvbench_reports.head import SEPARATOR, SIMULATED, closing, head, simulated_notice
-from kvbench_reports.html.figure import Figure, Spec
+from kvbench_reports.html.figure import Figure, Spec, Table
 from kvbench_reports.html.forest import forest, listed
 from kvbench_reports.html.ladder import headlines, ladder, prompt_words
 from kvbench_reports.html.latencies import distribution
 from kvbench_reports.html.machine import machine_facts, model_facts, run_facts
-from kvbench_reports.html.says import key_of, measured, tiers_of
+from kvbench_reports.html.says import alone, key_of, measured, tiers_of
 from kvbench_reports.html.spread import spread
 from kvbench_reports.html.sweep import sweeps
 from kvbench_reports.html.vega import CONFIG
+from kvbench_reports.interference import NOTE, interference
 from kvbench_reports.view import collect_warnings, tier_views
 from kvbench_reports.words import clean, count
 
@@ -61,6 +62,8 @@ def report_page(report: Report) -> str:
         ladder=overview,
         views=tier_views(report, warned),
         figures=figures,
+        interference=_interference(report),
+        interference_note=NOTE,
         warned=warned,
         run=[run_facts(report), model_facts(report.model)],
         machine=machine_facts(report.machine),
@@ -101,7 +104,18 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def _tier_figures(tier: str, rows: list[Row]) -> list[Figure]:
-    return [*sweeps(tier, rows), distribution(tier, rows), spread(tier, rows)]
+    parameters = [*sweeps(tier, rows), distribution(tier, rows)] if alone(rows) else []
+    return [*parameters, spread(tier, rows)]
+
+
+def _interference(report: Report) -> Table | None:
+    """The rows beside a load; None without any."""
+    rows = tuple(
+        (each.case, each.load, each.load_rate, each.share_text, each.interval_text, each.why)
+        for each in interference(report)
+    )
+    columns = ("case", "while", "runs at", "of alone, %", "95 %, %", "notes")
+    return Table(columns=columns, rows=rows, text=2) if rows else None
 
 
 def _report_notices(report: Report) -> list[tuple[str, str]]:

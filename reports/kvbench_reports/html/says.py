@@ -28,6 +28,14 @@ def measured(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.state in HAS_FIGURE and (row.bytes_per_s or 0) > 0]
 
 
+def alone(rows: Iterable[Row]) -> list[Row]:
+    """Of these, what is drawn along a parameter or a tier: not what a load stood beside.
+
+    It would be a second point in the place of the same case alone.
+    """
+    return [row for row in measured(rows) if row.beside is None]
+
+
 def rate_of(row: Row) -> float:
     """Bytes per second of a measured row."""
     return row.bytes_per_s or 0.0

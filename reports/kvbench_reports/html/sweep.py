@@ -11,13 +11,13 @@ from kvbench.measure.result import Row, State
 from kvbench.units import format_bytes
 from kvbench_reports.html.figure import Figure, Panel, Spec, Table
 from kvbench_reports.html.says import (
+    alone,
     bounds_of,
     interval_words,
     key_of,
     left_out,
     limit_of,
     marks_of,
-    measured,
     plain_rate,
     rate_of,
     rate_words,
@@ -58,7 +58,7 @@ _MOST_LIMITS = 3
 
 def sweeps(tier: str, rows: Sequence[Row]) -> list[Figure]:
     """The figures of one tier."""
-    usable = measured(rows)
+    usable = alone(rows)
     return [
         _figure(tier, usable, name)
         for name in ALONG
