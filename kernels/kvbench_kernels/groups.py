@@ -92,7 +92,7 @@ def dequantise_tile(
     """Dequantise the groups whose codes, in uint8, start at `codes_at`, where `live`.
 
     A thread reads 16 codes at a time, but writes 8 bf16 values: left to itself, Triton spreads
-    them out through shared memory, with 7 barriers for this tile. Here threads side by side swap
+    them out through shared memory, with 7 barriers for 8192 codes. Here threads side by side swap
     one half of their codes, as bytes and within a warp: of each 32 codes the first 16 go to one
     store and the last 16 to another, and two threads fill a sector of 32 bytes.
     """
@@ -291,7 +291,7 @@ def stride_units(tensor: torch.Tensor) -> int:
 
 def groups_in_row(group: int, *tensors: torch.Tensor) -> int:
     """IN_ROW of a launch: 0 where groups lie side by side in all of these."""
-    if True:
+    if all(tensor.is_contiguous() for tensor in tensors):
         return 0
     return tensors[0].shape[1] // group
 

@@ -336,7 +336,7 @@ def _footer(found: "Sequence[Judged]", took: _Took, width: int) -> Iterator["Tex
     exempt = sum(bool(each.bars(Verdict.EXEMPT)) for each in found)
     kernels = len({each.variant for each in found})
     yield from prose(
-        f"{count(kernels, 'kernel')}, {count(len(found), 'build')}: {failed} failed, "
+        f"{count(kernels, 'variant')}, {count(len(found), 'build')}: {failed} failed, "
         f"{exempt} with an exemption; {took.wall_s:.0f} s, {took.cpu_s:.0f} s of CPU, "
         f"triton {TRITON_VERSION}",
         width,
