@@ -5,6 +5,7 @@ what was measured. Two ways are told apart where their 95 % intervals do not tou
 unclear. Reads no device and no clock.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 
@@ -15,9 +16,10 @@ from kvbench.measure.result import HAS_FIGURE, Report, Row
 
 DIRECTIONS = ("h2d", "d2h")
 # The kernel that prepares what goes down to a tier, and the one for what comes back.
-STAGES: Mapping[str, tuple[str, str, str]] = {
-    "offload": ("hbm.gather_quantise", "hbm.quantise", "write"),
-    "restore": ("hbm.dequantise_scatter", "hbm.dequantise", "read"),
+# Fused it also does what raw blocks need by themselves: being gathered, or scattered.
+STAGES: Mapping[str, tuple[str, str, str, str]] = {
+    "offload": ("hbm.gather_quantise", "hbm.quantise", "hbm.gather", "write"),
+    "restore": ("hbm.dequantise_scatter", "hbm.dequantise", "hbm.scatter", "read"),
 }
 
 
@@ -65,16 +67,18 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True):
 class BreakEven(msgspec.Struct, frozen=True, kw_only=True):
     """Computed, not measured: the rate of a tier below which quantising pays on the way there.
 
-    One stage after the other: raw takes 1 / R a byte, quantised share / R + 1 / Q, so quantising
-    pays while R < (1 - share) * Q, with R the tier's rate in stored bytes and Q the kernel's rate
-    in bytes before quantising. Overlapped stages pay up to a higher rate.
+    One stage after the other, seconds a byte: raw takes 1 / G + 1 / R and quantised by a fused
+    kernel 1 / Q + share / R, so quantising pays while R < (1 - share) / (1 / Q - 1 / G), with R the
+    tier's rate in stored bytes, Q the kernel's in bytes before quantising and G that of gathering
+    (or scattering) alone. A kernel that is not fused needs the gather as well: then 1 / G cancels.
+    Overlapped stages pay up to a higher rate.
     """
 
     way: str
     format: str
     kernel_bytes_per_s: float  # Q, measured
     stored_share: float  # bytes stored for each byte
-    pays_below_bytes_per_s: float
+    pays_below_bytes_per_s: float | None  # None: at any rate
     tiers: dict[str, bool]  # row id of a tier's rate in this report → whether it pays there
 
 
@@ -159,7 +163,9 @@ def config_fragment(found: Crossover) -> str:
             "[[quantise]]",
             f"way = {_quoted(each.way)}",
             f"format = {_quoted(each.format)}",
-            f"pays_below_bytes_per_s = {each.pays_below_bytes_per_s:.4g}  # computed",
+            "# computed: it pays at any rate"
+            if each.pays_below_bytes_per_s is None
+            else f"pays_below_bytes_per_s = {each.pays_below_bytes_per_s:.4g}  # computed",
         ]
     return "\n".join(lines) + "\n"
 
@@ -247,27 +253,31 @@ def _block(row: Row) -> tuple[int, int]:
 
 
 def _break_even(rows: Sequence[Row]) -> Iterator[BreakEven]:
-    """The fastest kernel of each format decides: a fused one where there is one."""
-    for way, (fused, plain, verb) in STAGES.items():
+    """Of each format the kernel decides that costs least beyond what raw blocks cost too."""
+    for way, (fused, plain, moving, verb) in STAGES.items():
         tiers = _tier_rates(rows, way, verb)
-        kernels = [*_named(rows, fused), *_named(rows, plain)]
-        for name in dict.fromkeys(str(row.params["format"]) for row in kernels):
-            best = max(
-                (row for row in kernels if row.params["format"] == name),
-                key=lambda row: row.bytes_per_s or 0.0,
-            )
+        moved = max((_rate(row) for row in _named(rows, moving)), default=math.inf)
+        costs = [(1 / _rate(row) - 1 / moved, row) for row in _named(rows, fused)]
+        costs += [(1 / _rate(row), row) for row in _named(rows, plain)]
+        for name in dict.fromkeys(str(row.params["format"]) for _, row in costs):
+            own = [each for each in costs if each[1].params["format"] == name]
+            cost_s, best = min(own, key=lambda each: each[0])
             share = _stored_share(best)
             if share is None:
                 continue
-            limit = (1 - share) * (best.bytes_per_s or 0.0)
+            limit = (1 - share) / cost_s if cost_s > 0 else None
             yield BreakEven(
                 way=way,
                 format=name,
-                kernel_bytes_per_s=best.bytes_per_s or 0.0,
+                kernel_bytes_per_s=_rate(best),
                 stored_share=share,
                 pays_below_bytes_per_s=limit,
-                tiers={row.id: (row.bytes_per_s or 0.0) < limit for row in tiers},
+                tiers={row.id: limit is None or _rate(row) < limit for row in tiers},
             )
+
+
+def _rate(row: Row) -> float:
+    return row.bytes_per_s or 0.0
 
 
 def _tier_rates(rows: Sequence[Row], way: str, verb: str) -> list[Row]:
@@ -275,10 +285,7 @@ def _tier_rates(rows: Sequence[Row], way: str, verb: str) -> list[Row]:
     direction = "d2h" if way == "offload" else "h2d"
     links = [row for row in _named(rows, "hbm.transfer") if row.params["direction"] == direction]
     drives = _named(rows, f"nvme.{verb}")
-    peers = _named(rows, f"peer.{verb}")
-    return [
-        max(each, key=lambda row: row.bytes_per_s or 0.0) for each in (links, drives, peers) if each
-    ]
+    return [max(each, key=_rate) for each in (links, drives) if each]
 
 
 def _stored_share(row: Row) -> float | None:

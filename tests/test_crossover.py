@@ -1,5 +1,6 @@
 """From a report to the way for small blocks and to where quantising pays, on chosen rates."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ from kvbench.measure.result import Report, Row, State, write_report
 from kvbench.measure.suite import Operation, Value
 from kvbench.units import KIB, MIB
 from kvbench_suites.formats import stored_share
-from kvbench_suites.hbm import TRANSFER
+from kvbench_suites.hbm import GATHER, TRANSFER
 from kvbench_suites.kernels import (
     DEQUANTISE_SCATTER,
     GATHER_QUANTISE,
@@ -138,6 +139,35 @@ def test_quantising_pays_below_the_rate_at_which_what_it_saves_is_what_it_costs(
         "nvme.write": True,
     }
     assert {name.split("/")[0]: pays for name, pays in restore.tiers.items()} == {"nvme.read": True}
+
+
+def test_what_gathering_alone_costs_is_no_cost_of_quantising_in_the_same_launch() -> None:
+    share = stored_share({**PAGES, "format": "fp8-head"})
+    fused, alone = 1000 * GB_S, 1500 * GB_S
+    pages: dict[str, Value] = {name: PAGES[name] for name in ("page_bytes", "block_bytes", "batch")}
+    rows = [
+        row(GATHER_QUANTISE, fused, **PAGES, format="fp8-head"),
+        row(GATHER, alone, **pages),
+    ]
+    (found,) = find_crossover(report(*rows)).break_even
+    limit = found.pays_below_bytes_per_s
+    assert limit is not None
+    assert 1 / alone + 1 / limit == pytest.approx(1 / fused + share / limit)
+    rows[1] = row(GATHER, fused / 2, **pages)
+    (free,) = find_crossover(report(*rows)).break_even
+    assert free.pays_below_bytes_per_s is None, "cheaper than gathering alone"
+    assert "# computed: it pays at any rate" in config_fragment(find_crossover(report(*rows)))
+
+
+def test_a_narrow_terminal_cuts_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_report(report(row(GATHER_QUANTISE, 900 * GB_S, **PAGES, format="fp8-head")), path)
+    command = [sys.executable, "-m", "kvbench", "crossover", str(path)]
+    environment = {**os.environ, "COLUMNS": "50"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert "…" not in done.stdout
 
 
 def test_the_fragment_is_toml_and_names_the_card_or_says_that_it_was_simulated() -> None:

@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from kvbench.crossover import Crossover
 
@@ -61,12 +62,17 @@ def _show(found: "Crossover", console: "Console") -> None:
         _break_even(found, console)
 
 
-def _small_blocks(found: "Crossover", console: "Console") -> None:
-    from rich.table import Table
+def _table(*titles: str) -> "Table":
+    """Cells are broken where the terminal is narrow, never cut."""
+    from rich.table import Column, Table
 
+    return Table(*(Column(title, overflow="fold") for title in titles), box=None)
+
+
+def _small_blocks(found: "Crossover", console: "Console") -> None:
     from kvbench.units import exact_bytes, format_rate
 
-    table = Table("way", "block", "batch", "programs", "copy engine", "kernel", "faster", box=None)
+    table = _table("way", "block", "batch", "programs", "copy engine", "kernel", "faster")
     for each in found.small_blocks:
         table.add_row(
             each.direction,
@@ -82,11 +88,9 @@ def _small_blocks(found: "Crossover", console: "Console") -> None:
 
 
 def _loops(found: "Crossover", console: "Console") -> None:
-    from rich.table import Table
-
     from kvbench.units import exact_bytes, format_rate
 
-    table = Table("way", "format", "block", "batch", "raw", "quantised", "faster", box=None)
+    table = _table("way", "format", "block", "batch", "raw", "quantised", "faster")
     for each in found.loops:
         table.add_row(
             each.way,
@@ -102,11 +106,9 @@ def _loops(found: "Crossover", console: "Console") -> None:
 
 
 def _break_even(found: "Crossover", console: "Console") -> None:
-    from rich.table import Table
-
     from kvbench.units import format_rate
 
-    table = Table("way", "format", "stored", "kernel", "pays below", "in this report", box=None)
+    table = _table("way", "format", "stored", "kernel", "pays below", "in this report")
     for each in found.break_even:
         pays = [
             f"{name.split('/')[0]}: {'pays' if it else 'no'}" for name, it in each.tiers.items()
@@ -116,7 +118,9 @@ def _break_even(found: "Crossover", console: "Console") -> None:
             each.format,
             f"{100 * each.stored_share:.3g} %",
             format_rate(each.kernel_bytes_per_s),
-            format_rate(each.pays_below_bytes_per_s),
+            "any rate"
+            if each.pays_below_bytes_per_s is None
+            else format_rate(each.pays_below_bytes_per_s),
             ", ".join(pays) or "no tier's rate",
         )
     console.print(

@@ -108,7 +108,8 @@ class _Simulated:
 
     def set_up(self, context: Context) -> None:
         """Draw this process's luck."""
-        self._block_bytes = context.count("block_bytes")
+        size = context.params.get("block_bytes") or context.params.get("token_bytes")
+        self._block_bytes = int(size or context.geometry.block_bytes)  # a relayout has no size
         case_seed = hash_of(context.params)
         seed = (context.seed, case_seed, context.process, context.half)
         self._noise = _Noise(self._device, seed)

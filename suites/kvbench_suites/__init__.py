@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvbench.errors import UsageError
 from kvbench.measure.suite import Operation, Suite
-from kvbench_suites import dram, everything, hbm, interference, kernels, nvme
+from kvbench_suites import dram, everything, hbm, interference, kernel_suite, kernels, nvme
 from kvbench_suites.toml_file import load_suite
 
 SUITES: tuple[Suite, ...] = (
@@ -15,7 +15,7 @@ SUITES: tuple[Suite, ...] = (
     everything.FULL,
     everything.CI,
     hbm.SUITE,
-    kernels.SUITE,
+    kernel_suite.SUITE,
     dram.SUITE,
     nvme.SUITE,
     interference.SUITE,

@@ -9,7 +9,12 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from kvbench_kernels.fp8 import dequantise_fp8, quantise_fp8
+from kvbench_kernels.fp8 import (
+    dequantise_fp8,
+    dequantise_fp8_tensor,
+    quantise_fp8,
+    quantise_fp8_tensor,
+)
 from kvbench_kernels.fused import (
     dequantise_scatter_fp8,
     dequantise_scatter_int8,
@@ -23,6 +28,8 @@ from kvbench_kernels.reference import quantise_int4 as int4_reference
 from kvbench_suites.formats import FORMATS
 
 Stored = tuple[torch.Tensor, ...]  # codes, scales and, for int4, minima
+LARGEST_VALUE = 32.0  # of what bodies quantise: `finite_bf16` of kvbench_suites.quantise_bodies
+E4M3_MAX = 448.0
 ROUNDING = 1 + 2e-5  # of the bounds: what float32 arithmetic adds
 BF16_ROUNDING = 2.0**-8 * ROUNDING  # of a value
 INT4_STEP_SHARE = 1e-6  # of a value: adding the minimum in float32
@@ -76,10 +83,11 @@ class Codec(ABC):
 
     def restored(self, stored: Stored, found: torch.Tensor) -> str | None:
         """What is wrong with bf16 values that were made from `stored`, or None."""
-        decoded, slack = self.decode(stored).to(found.device), self.slack(stored)
+        stored = tuple(each.to(found.device) for each in stored)
+        decoded, slack = self.decode(stored), self.slack(stored)
         if slack is None:  # one multiplication: both round the same exact product
             return first_difference(decoded.float().to(torch.bfloat16), found)
-        bound = BF16_ROUNDING * decoded.abs() + slack.to(found.device)
+        bound = BF16_ROUNDING * decoded.abs() + slack
         wrong = (found.double() - decoded).abs() > bound
         if not bool(wrong.any()):
             return None
@@ -136,6 +144,26 @@ class _Fp8(_Scaled):
 
     def allowed(self, values: torch.Tensor, stored: Stored) -> torch.Tensor:
         return torch.maximum(values.abs() / 17, self.spread(stored[1]) * 2.0**-10) * ROUNDING
+
+
+class _Fp8Tensor(_Fp8):
+    """e4m3 with one scale that is known beforehand, as engines calibrate it."""
+
+    def empty(self, pages: int, page_values: int, device: torch.device, *, pin: bool) -> Stored:
+        codes = _zeros((pages, page_values), torch.uint8, device, pin=pin)
+        scale = torch.full((1,), LARGEST_VALUE / E4M3_MAX, dtype=torch.float32, device=device)
+        return codes.view(self.codes_dtype), scale
+
+    def quantise(self, values: torch.Tensor, stored: Stored) -> None:
+        codes, scale = stored
+        quantise_fp8_tensor(values, codes, scale)
+
+    def dequantise(self, stored: Stored, out: torch.Tensor) -> None:
+        codes, scale = stored
+        dequantise_fp8_tensor(codes, scale, out)
+
+    def spread(self, scales: torch.Tensor) -> torch.Tensor:
+        return scales.double()
 
 
 class _Int8(_Scaled):
@@ -239,6 +267,8 @@ class _Kivi(Codec):
 
 def codec_of(name: str, *, head_dim: int, tokens: int) -> Codec:
     """The codec of a format of `kvbench_suites.kernels.FORMATS`."""
+    if name == "fp8-tensor":
+        return _Fp8Tensor(1, tokens)
     kinds: dict[str, type[Codec]] = {"fp8": _Fp8, "int8": _Int8, "int4": _Int4, "kivi": _Kivi}
     return kinds[name.partition("-")[0]](FORMATS[name].group or head_dim, tokens)
 

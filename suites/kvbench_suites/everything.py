@@ -66,7 +66,7 @@ QUICK = Suite(
 )
 FULL = Suite(
     name="full",
-    question="Every operation of every tier, at every block size and queue depth.",
+    question="Suites hbm, dram and nvme: every block size and queue depth.",
     build=build_full,
 )
 CI = Suite(

@@ -17,7 +17,7 @@ class Format:
     """How values are stored after quantising.
 
     A group shares a scale, and with `has_minimum` a minimum. A group of 0 is a whole vector of one
-    head and token; `by_channel` groups tokens of one channel instead.
+    head and token, one of `PER_TENSOR` everything; `by_channel` groups tokens of one channel.
     """
 
     bits: int
@@ -31,16 +31,21 @@ class Format:
         return values * self.bits // 8 + groups * SCALE_BYTES * (2 if self.has_minimum else 1)
 
 
+PER_TENSOR = 2**62  # values of a group: all there are
+
 FORMATS: Mapping[str, Format] = {
     "fp8-head": Format(8, 0),
     "fp8-32": Format(8, 32),
     "fp8-64": Format(8, 64),
     "fp8-128": Format(8, 128),
+    "fp8-tensor": Format(8, PER_TENSOR),
     "int8-head": Format(8, 0),
     "int4-32": Format(4, 32, has_minimum=True),
     "int4-64": Format(4, 64, has_minimum=True),
     "int4-128": Format(4, 128, has_minimum=True),
     "kivi-16": Format(4, 16, has_minimum=True, by_channel=True),
+    "kivi-32": Format(4, 32, has_minimum=True, by_channel=True),
+    "kivi-64": Format(4, 64, has_minimum=True, by_channel=True),
 }
 FUSED_FORMATS = ("fp8-head", "int8-head")
 LOOP_FORMATS = ("raw", "fp8-head", "int8-head", "int4-64")

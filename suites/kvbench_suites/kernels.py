@@ -9,66 +9,42 @@ nothing here imports torch.
 
 from collections.abc import Mapping, Sequence
 
-from kvbench.geometry import KVGeometry, LayerGroup, LayerKind
 from kvbench.machine import Machine
 from kvbench.measure.suite import (
-    Case,
     Kind,
     Limit,
     Operation,
     Parameter,
-    Plan,
-    Suite,
     Value,
-    sweep,
-    unique,
 )
-from kvbench.units import KIB, exact_bytes
+from kvbench.units import exact_bytes
+from kvbench_kernels import layouts
 from kvbench_suites.formats import (
     ELEMENT_BYTES,
     FORMATS,
     FUSED_FORMATS,
     LOOP_FORMATS,
+    PER_TENSOR,
     count,
     stored_share,
 )
 from kvbench_suites.hbm import (
-    COPY,
     DIRECTIONS,
     ENGINE_PATHS,
-    GATHER,
-    PEAK_BYTES,
-    SCATTER,
-    TRANSFER,
+    KERNEL_UNIT_BYTES,
     gpu_memory_limit,
     lacks_room,
     link_limit,
     read_and_written,
     uneven,
 )
-from kvbench_suites.paged import PAGES, paged, partial_page
+from kvbench_suites.paged import PAGES, partial_page
 
-BATCHES = (1, 64)  # blocks: a lone one, and more than fill the device
-# Where engines change from the copy engine to a kernel: vLLM at 28 KiB and 16 blocks (its
-# vllm/v1/kv_offload/cpu/swap_blocks_triton.py), tuned on one card.
-SMALL_BLOCKS = (4 * KIB, 8 * KIB, 16 * KIB, 24 * KIB, 32 * KIB, 64 * KIB, 256 * KIB)
-SMALL_BATCHES = (16, 128, 1024)
-SWAP_PROGRAMS = 16  # of the sweep over sizes and batches
-OTHER_PROGRAMS = (2, 4, 8, 32, 64)  # how much of the device a rate costs, at one size and batch
+KEYS_AND_VALUES = 2
 
 
-# What a store or another engine would want blocks in, from the default of today's vLLM.
-LAYOUT_PAIRS = (
-    ("vllm_kvfirst_nhd", "vllm_kvfirst_hnd"),
-    ("vllm_lbnhc", "vllm_blnhc"),
-    ("vllm_lbnhc", "vllm_lbhnc"),
-    ("vllm_lbnhc", "vllm_crosslayer"),
-    ("vllm_lbnhc", "lmc_2ltd"),
-    ("lmc_2ltd", "vllm_lbnhc"),
-    ("sgl_mha", "sgl_host_page_first"),
-    ("sgl_host_page_first", "sgl_mha"),
-)
-LAYOUTS = tuple(dict.fromkeys(name for pair in LAYOUT_PAIRS for name in pair))
+# Of K and V heads; the MLA layouts have rows of their own sizes.
+LAYOUTS = tuple(name for name, layout in layouts.LAYOUTS.items() if layout.kv == KEYS_AND_VALUES)
 
 
 def _size(params: Mapping[str, Value], name: str) -> str:
@@ -76,8 +52,12 @@ def _size(params: Mapping[str, Value], name: str) -> str:
 
 
 def _pages_label(params: Mapping[str, Value]) -> str:
-    label = f"{_size(params, 'block_bytes')}/page{_size(params, 'page_bytes')}/x{params['batch']}"
-    return f"{params['format']}/{label}" if "format" in params else label
+    parts = [f"{_size(params, 'block_bytes')}/page{_size(params, 'page_bytes')}"]
+    if "layers" in params:
+        parts.append(f"L{params['layers']}")
+    if "format" in params:
+        parts = [str(params["format"]), *parts, f"T{params['block_tokens']}D{params['head_dim']}"]
+    return "/".join([*parts, f"x{params['batch']}"])
 
 
 def _swap_label(params: Mapping[str, Value]) -> str:
@@ -103,9 +83,27 @@ def _odd_shape(params: Mapping[str, Value]) -> str | None:
         return None
     if form.by_channel and tokens % form.group:
         return f"{params['format']} groups {form.group} tokens, block_tokens = {tokens}"
-    if not form.by_channel and form.group and head_dim % form.group:
+    if not form.by_channel and 0 < form.group < PER_TENSOR and head_dim % form.group:
         return f"{params['format']} groups {form.group} values, head_dim = {head_dim}"
     return None
+
+
+def _uneven_layers(params: Mapping[str, Value]) -> str | None:
+    """Why the pages of a block are not as many for each layer, or None."""
+    if wrong := partial_page(params):
+        return wrong
+    pages, layers = count(params, "block_bytes") // count(params, "page_bytes"), params["layers"]
+    if pages % int(layers) == 0:
+        return None
+    return f"a block of {pages} pages is not {layers} layers of as many pages each"
+
+
+def _odd_rows(params: Mapping[str, Value]) -> str | None:
+    """Why a head's vector cannot be moved, or None."""
+    row_bytes = count(params, "head_dim") * ELEMENT_BYTES
+    if row_bytes % KERNEL_UNIT_BYTES == 0:
+        return None
+    return f"the kernel moves whole units of {KERNEL_UNIT_BYTES} bytes, a vector has {row_bytes}"
 
 
 def _unmet(params: Mapping[str, Value], machine: Machine) -> str | None:
@@ -166,7 +164,7 @@ def _operation(name: str, meaning: str, body: str, parameters: tuple[Parameter, 
         parameters=parameters,
         label=_pages_label,
         path=lambda _params: ENGINE_PATHS["triton"],
-        contradiction=partial_page,
+        contradiction=_uneven_layers,
         unmet=_unmet,
         limit=gpu_memory_limit(read_and_written),
         traffic=read_and_written,
@@ -259,6 +257,7 @@ RELAYOUT = Operation(
         _BATCH,
     ),
     label=_relayout_label,
+    contradiction=_odd_rows,
     path=lambda _params: ENGINE_PATHS["triton"],
     unmet=_unmet,
     limit=gpu_memory_limit(read_and_written),
@@ -334,91 +333,4 @@ OPERATIONS = (
     SWAP,
     OFFLOAD,
     RESTORE,
-)
-
-
-def build(geometry: KVGeometry, _machine: Machine) -> Sequence[Case]:
-    """Every kernel at the model's sizes, and the two ways for small blocks at the usual ones."""
-    pages, tokens, group = paged(geometry), geometry.block_size, _main_layers(geometry)
-    block_bytes, page_bytes = int(pages["block_bytes"]), int(pages["page_bytes"])
-    parts = sum(piece * tokens == page_bytes for piece in group.pieces)  # K and V, or the latent
-    layers = block_bytes // page_bytes // parts
-    cases = sweep(COPY, block_bytes=PEAK_BYTES, engine=tuple(ENGINE_PATHS))
-    for operation in (GATHER, SCATTER):
-        cases += sweep(operation, **pages, batch=BATCHES)
-    for operation in (GATHER_LAYERS, SCATTER_LAYERS):
-        cases += sweep(operation, **pages, layers=layers, batch=BATCHES)
-    for operation in (GATHER_TOKENS, SCATTER_TOKENS):
-        cases += sweep(operation, token_bytes=page_bytes // tokens, batch=(256, 4096, 65536))
-    cases += sweep(CHECKSUM, block_bytes=block_bytes, batch=BATCHES)
-    if group.kind is not LayerKind.MLA and group.head_dim:
-        shape = {**pages, "head_dim": group.head_dim, "block_tokens": tokens}
-        cases += _attention_cases(shape, layers, group.rank_kv_heads or 1)
-    return unique([*cases, *_small_blocks(block_bytes)])
-
-
-def _main_layers(geometry: KVGeometry) -> LayerGroup:
-    """The layers whose pages hold most of a block."""
-    page_bytes = geometry.pages[0].bytes
-    return next(
-        group
-        for group in geometry.layers
-        if page_bytes in [piece * geometry.block_size for piece in group.pieces]
-    )
-
-
-def _attention_cases(shape: Mapping[str, Value], layers: int, heads: int) -> list[Case]:
-    """What needs heads: relayout and quantising."""
-    cases: list[Case] = []
-    for source, target in LAYOUT_PAIRS:
-        cases += sweep(
-            RELAYOUT,
-            source=source,
-            target=target,
-            layers=layers,
-            block_tokens=shape["block_tokens"],
-            heads=heads,
-            head_dim=shape["head_dim"],
-            batch=BATCHES,
-        )
-    for operation, formats in (
-        (QUANTISE, tuple(FORMATS)),
-        (DEQUANTISE, tuple(FORMATS)),
-        (GATHER_QUANTISE, FUSED_FORMATS),
-        (DEQUANTISE_SCATTER, FUSED_FORMATS),
-        (OFFLOAD, LOOP_FORMATS),
-        (RESTORE, LOOP_FORMATS),
-    ):
-        possible = [name for name in formats if _odd_shape({**shape, "format": name}) is None]
-        cases += sweep(operation, **shape, batch=BATCHES, format=possible)
-    return cases
-
-
-def _small_blocks(block_bytes: int) -> list[Case]:
-    """The copy engine and the kernel on the same blocks: `kvbench crossover` reads these."""
-    sizes = sorted({*SMALL_BLOCKS, block_bytes})
-    common: dict[str, Sequence[Value]] = {
-        "direction": tuple(DIRECTIONS),
-        "block_bytes": sizes,
-        "batch": SMALL_BATCHES,
-    }
-    return [
-        *sweep(TRANSFER, **common, memory="pinned"),
-        *sweep(SWAP, **common, programs=SWAP_PROGRAMS),
-        *sweep(
-            SWAP,
-            direction=tuple(DIRECTIONS),
-            block_bytes=SMALL_BLOCKS[2],
-            batch=SMALL_BATCHES[-1],
-            programs=OTHER_PROGRAMS,
-        ),
-    ]
-
-
-SUITE = Suite(
-    name="kernels",
-    question="What do kernels that move, relayout and compress KV blocks reach, and when do "
-    "they pay?",
-    build=build,
-    plan=Plan(processes=3, time_limit_s=1.0, warmup_s=0.1, min_time_s=0.2),
 )
