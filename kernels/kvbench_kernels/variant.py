@@ -51,4 +51,5 @@ class Variant:
     narrow_loads: int = 0
     narrow_stores: int = 0
     capabilities: tuple[int, ...] = CAPABILITIES
-    exempt: Mapping[str, str] = field(default_factory=dict[str, str])  # bar → why it cannot hold
+    # Bar, or bar and architecture ("S4", "S4.sm_100") → why it cannot hold
+    exempt: Mapping[str, str] = field(default_factory=dict[str, str])

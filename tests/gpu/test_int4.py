@@ -341,12 +341,12 @@ def test_rows_may_be_padded_on_either_side_and_the_padding_is_kept(
 
 
 def test_a_row_is_found_beyond_the_reach_of_32_bit_offsets(device: str) -> None:
-    # Row 1 starts at value 2**31. Memory that is never touched costs the system nothing.
-    stride = 2**31
+    # Row 1 starts at value 2**32, which 32 bits take for 0. Memory never touched costs nothing.
+    stride = 2**32
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else host_bytes
     if free < 2.2 * stride:
-        pytest.skip("needs 5 GiB of memory to place two rows 4 GiB apart")
+        pytest.skip("needs 9 GiB of memory to place two rows 8 GiB apart")
     memory = torch.empty(stride + 64, dtype=BF16, device=device)
     far = memory.as_strided((2, 64), (stride, 1))
     near = normal(2, 64).to(device, BF16)

@@ -6,7 +6,7 @@ may differ from plain torch's where a value is within 1e-5 steps of a tie, and o
 
 import functools
 import math
-import os
+import mmap
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -363,17 +363,28 @@ def test_blocks_and_tokens_may_be_padded_and_the_padding_is_kept(group: int, dev
     assert torch.equal(memory, expected)
 
 
-@pytest.mark.parametrize("far", ["block", "token"])
-def test_values_are_found_beyond_the_reach_of_32_bit_offsets(far: str, device: str) -> None:
-    # The last value starts at 2**31. Memory that is never touched costs the system nothing.
-    shape = (2, 16, 8) if far == "block" else (1, 32, 8)
-    strides = (2**31, 8, 1) if far == "block" else (2**31, 2**31 // 31 // 8 * 8 + 8, 1)
-    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else host_bytes
-    if free < 2.2 * 2**31:
-        pytest.skip("needs 5 GiB of memory to place values 4 GiB apart")
-    memory = torch.empty(2**31 + 512, dtype=BF16, device=device)
-    x = memory.as_strided(shape, strides)
+def untouched_memory(values: int, device: str) -> torch.Tensor:
+    """A bfloat16 tensor far larger than memory; pages that are never touched cost nothing."""
+    if device == "cuda":
+        if torch.cuda.mem_get_info()[0] < 2.1 * values:
+            pytest.skip(f"needs {2.1 * values / 2**30:.0f} GiB of GPU memory")
+        return torch.empty(values, dtype=BF16, device=device)
+    no_reserve = 0x4000  # Linux's MAP_NORESERVE, which Python 3.11 does not name
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    return torch.frombuffer(mmap.mmap(-1, 2 * values, flags=flags), dtype=BF16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"), [((3, 16, 8), (2**33, 8, 1)), ((1, 16, 8), (2**36, 2**32, 1))]
+)
+def test_blocks_and_tokens_are_found_beyond_the_reach_of_32_bit_offsets(
+    shape: tuple[int, int, int], strides: tuple[int, int, int], device: str
+) -> None:
+    # Block 2 starts 2**31 times 16 bytes in, which 32 bits take for as much in front: that is
+    # there too, for a test that fails instead of one that crashes. Token 8 is twice as far in.
+    in_front = 2**34
+    values = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
+    x = untouched_memory(in_front + values, device).as_strided(shape, strides, in_front)
     near = normal(shape).to(device, BF16)
     x.copy_(near)
 
