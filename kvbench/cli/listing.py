@@ -1,9 +1,20 @@
 """`kvbench list`: the suites, or the cases of one, what each needs and whether it is here."""
 
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from kvbench.machine import Machine
+    from kvbench.measure.suite import Case
+
+FEW = 3  # cases in a row that each say what they lack
 
 
 def list_suites(
@@ -53,10 +64,20 @@ def list_suites(
             )
         console.print("\n`kvbench list SUITE` shows its cases; `kvbench run SUITE` measures them.")
         return
-    for case in find_suite(suite).build(geometry, machine):
-        unmet = case.unmet(machine)
-        console.print(
-            f"{case.id}  "
-            + ("[dim]needs:[/dim] " + escape(unmet) if unmet else "[green]ready[/green]"),
-            highlight=False,
-        )
+    _print_cases(find_suite(suite).build(geometry, machine), machine, console)
+
+
+def _print_cases(cases: "Sequence[Case]", machine: "Machine", console: "Console") -> None:
+    """One line a case; what many in a row lack is said once, above them."""
+    from rich.markup import escape
+
+    for unmet, group in groupby(cases, key=lambda case: case.unmet(machine)):
+        ids = [escape(case.id) for case in group]
+        if unmet and len(ids) > FEW:
+            console.print(f"[dim]{len(ids)} cases need:[/dim] {escape(unmet)}", highlight=False)
+            for each in ids:
+                console.print(f"  {each}", highlight=False)
+            continue
+        told = f"[dim]needs:[/dim] {escape(unmet)}" if unmet else "[green]ready[/green]"
+        for each in ids:
+            console.print(f"{each}  {told}", highlight=False)

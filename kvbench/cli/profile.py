@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +14,8 @@ from kvbench.cli import measuring
 from kvbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from kvbench.cli.measuring import Asked, Request
     from kvbench.machine import Machine
     from kvbench.measure.runner import Setting
@@ -70,10 +72,10 @@ def profile(  # noqa: PLR0913  the options of the command are its interface
     costs time: rates are lower than those of `kvbench run`.
     """
     from kvbench.cli.output import check_replaceable, write_whole
-    from kvbench.profile.summary import summarise
+    from kvbench.cli.report import stdout_console
     from kvbench.profile.take import TRACERS
-    from kvbench.profile.text import render
     from kvbench.profile.trace import SCHEMA, encode
+    from kvbench_reports.table import Part, print_parts
 
     if tracer not in TRACERS:
         raise UsageError(f"--tracer {tracer!r}: expected one of {', '.join(TRACERS)}")
@@ -103,8 +105,7 @@ def profile(  # noqa: PLR0913  the options of the command are its interface
         raise UsageError(f"cannot write {out}: {out.parent} is closed to this user")
     trace = _record(chosen, request, setting, (seconds, tracer))
     write_whole(out, encode(trace))
-    typer.echo(render(summarise(trace), trace["otherData"]), nl=False)
-    typer.echo(f"{out}: {len(trace['traceEvents'])} events, to be opened at ui.perfetto.dev")
+    print_parts([Part(lambda width: _lines(trace, out, width))], stdout_console())
 
 
 def choose(cases: "Sequence[Case]", wanted: str, suite: str) -> "Case":
@@ -126,11 +127,43 @@ def choose(cases: "Sequence[Case]", wanted: str, suite: str) -> "Case":
             f"{wanted!r} matches {len(found)} cases of suite {suite} and one can be profiled: "
             f"{ids}{more}"
         )
+    if _is_kernel(wanted):
+        raise UsageError(
+            f"{wanted!r} is no case of suite {suite} but a kernel: add --static to see what it "
+            "compiles to, or name a case of `kvbench list`"
+        )
     near = get_close_matches(wanted, [case.id for case in cases], n=SHOWN, cutoff=0.3)
     ids = ", ".join(near or [case.id for case in cases[:SHOWN]])
     raise UsageError(
-        f"{wanted!r} is no case of suite {suite}; there are {len(cases)}, such as {ids}"
+        f"{wanted!r} is no case of suite {suite}; there are {len(cases)}, such as {ids} "
+        "(--static also takes names of kernels)"
     )
+
+
+def _is_kernel(wanted: str) -> bool:
+    if "/" in wanted:  # of cases only: their misspellings need not wait until Triton is imported
+        return False
+    from kvbench_kernels.catalogue import variants
+
+    return any(fnmatchcase(variant.name, wanted) for variant in variants())
+
+
+def _lines(trace: Mapping[str, Any], out: Path, width: int) -> "Iterator[Text]":
+    """Where the time of a trace went, and where the trace is."""
+    from rich.text import Text
+
+    from kvbench.profile.summary import summarise
+    from kvbench.profile.text import render
+    from kvbench_reports.layout import READABLE, prose
+
+    for text in render(summarise(trace), trace["otherData"], min(width, READABLE)):
+        yield from prose(text, width, hang=2) if text else (Text(),)
+    told = f"{len(trace['traceEvents'])} events, to be opened at ui.perfetto.dev"
+    if len(f"{out}: {told}") <= min(width, READABLE):
+        yield Text(f"{out}: {told}")
+    else:
+        yield Text(f"{out}:")  # in one piece, to be copied
+        yield from prose(told, width, indent=2)
 
 
 def _record(

@@ -143,6 +143,35 @@ def test_a_glob_that_matches_one_case_names_it_and_others_say_how_to_choose(
     assert "nvme.read/posix/2MiB/qd16/random" in one_line(none)
 
 
+@pytest.mark.parametrize("name", ["gather_pages", "gather_p*"])
+def test_a_kernel_that_is_named_as_a_case_is_told_of_static(tmp_path: Path, name: str) -> None:
+    result = profile(name, cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"{name!r} is no case of suite full but a kernel: add --static" in one_line(result)
+    assert left_in(tmp_path) == []
+
+
+def test_a_name_of_nothing_is_told_that_static_takes_kernels(tmp_path: Path) -> None:
+    result = profile("gather_pags", cwd=tmp_path)
+    assert result.returncode == 2
+    assert one_line(result).endswith("(--static also takes names of kernels)")
+
+
+@pytest.mark.parametrize("columns", [50, 100, 200])
+def test_no_line_is_longer_than_the_terminal_or_than_is_readable(
+    tmp_path: Path, columns: int
+) -> None:
+    out = tmp_path / "t.json"
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    arguments = ("dram.copy/pageable/2MiB/t1", "--seconds", "0.05", "-o", str(out))
+    result = profile(*arguments, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout.splitlines()
+    whole = f"{out}:"  # a path is not broken: it is copied
+    assert any(line.startswith(whole) for line in printed)
+    assert [line for line in printed if len(line) > min(columns, 100) and line != whole] == []
+
+
 def test_what_this_machine_lacks_is_one_line_and_no_file(tmp_path: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = profile("hbm.copy/memcpy/2MiB", cwd=tmp_path, env=environment)
