@@ -7,12 +7,10 @@ synchronisation. Every failure is a ValueError with what was expected and what w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
+import torch
 import triton
-
-if TYPE_CHECKING:
-    import torch
 
 UNIT_BYTES = 16  # the widest global load or store; lengths and strides are passed in these units
 WORD_BYTES = 4  # kernels see memory as int32 words
@@ -70,6 +68,45 @@ def check_multiple(name: str, size_bytes: int) -> None:
     """Raise ValueError unless `size_bytes` is a multiple of 16."""
     if size_bytes % UNIT_BYTES:
         raise ValueError(f"{name} must be a multiple of {UNIT_BYTES} bytes, got {size_bytes}")
+
+
+def check_values(
+    name: str, tensor: torch.Tensor, shape: str, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raise ValueError unless rows of `tensor` can be reached 16 bytes at a time.
+
+    It has the dimensions that `shape` names, such as "[rows, width]"; values of the last are
+    adjacent, the others apart, at strides of a multiple of 16 bytes.
+    """
+    # Dimensions of one element have strides that mean nothing; so have all of an empty tensor.
+    sizes = tensor.shape if tensor.numel() else ()
+    used = [(i, size, tensor.stride(i)) for i, size in enumerate(sizes) if size > 1]
+    last = tensor.dim() - 1
+    extent = 1  # elements from the first to past the last, of the dimensions looked at
+    is_apart = tensor.dim() == shape.count(",") + 1
+    for i, size, stride in reversed(used):
+        is_apart = is_apart and stride >= extent and (i < last or stride == 1)
+        extent += (size - 1) * stride
+    if not is_apart or tensor.dtype not in dtypes:
+        raise ValueError(
+            f"{name} must be {shape} {' or '.join(map(str, dtypes))}, the values of the last "
+            f"dimension adjacent and the others apart, "
+            f"got {list(tensor.shape)} {tensor.dtype} with strides {tensor.stride()}"
+        )
+    for i, _, stride in used:
+        if i < last:
+            check_multiple(f"stride {i} of {name} in bytes", stride * tensor.element_size())
+    check_aligned(name, tensor)
+
+
+def check_floor(floor: float, dtype: torch.dtype) -> None:
+    """Raise ValueError unless scales of this dtype can be `floor` and have a finite inverse."""
+    least = torch.finfo(dtype).smallest_normal
+    if not (least <= floor < math.inf):
+        raise ValueError(
+            f"floor must be finite and at least {least:.3g}, the least normal number of scales in "
+            f"{dtype}, got {floor}"
+        )
 
 
 def check_device(**tensors: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kvbench_kernels.casts import CastMode, cast_mode
-from kvbench_kernels.checks import check, check_device
+from kvbench_kernels.checks import check, check_device, check_floor, check_values
 from kvbench_kernels.groups import (
     GROUP_UNIT,
     MAX_GROUP,
@@ -34,7 +34,6 @@ from kvbench_kernels.groups import (
     starts,
     stride_units,
 )
-from kvbench_kernels.int4 import check_floor, check_values
 from kvbench_kernels.variant import Variant, Work
 
 E4M3_MAX = 448.0

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kvbench_kernels.casts import cast_mode
-from kvbench_kernels.checks import check, interpreted
+from kvbench_kernels.checks import check, check_floor, interpreted
 from kvbench_kernels.fp8 import CODES, stored
 from kvbench_kernels.groups import (
     BUILT_FOR,
@@ -30,7 +30,6 @@ from kvbench_kernels.groups import (
     quantise_tile,
     stride_units,
 )
-from kvbench_kernels.int4 import check_floor
 from kvbench_kernels.variant import Variant
 
 MAX_TILES = 65535  # CUDA's limit on the second dimension of a grid

@@ -14,8 +14,13 @@ import triton
 import triton.language as tl
 
 from kvbench_kernels.casts import cast_e4m3, encode_int8, round_to, uncast_e4m3
-from kvbench_kernels.checks import UNIT_BYTES, check_device, check_disjoint, interpreted
-from kvbench_kernels.int4 import check_values
+from kvbench_kernels.checks import (
+    UNIT_BYTES,
+    check_device,
+    check_disjoint,
+    check_values,
+    interpreted,
+)
 from kvbench_kernels.variant import CAPABILITIES, Variant, Work
 
 SCALE_FLOOR = 1e-12  # of a group that is all zeros; engines differ, so it is a parameter

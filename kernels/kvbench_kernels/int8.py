@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from kvbench_kernels.checks import check
+from kvbench_kernels.checks import check, check_floor
 from kvbench_kernels.groups import (
     SCALE_FLOOR,
     check_apart,
@@ -19,7 +19,6 @@ from kvbench_kernels.groups import (
     launch_quantise,
     quantise_groups,
 )
-from kvbench_kernels.int4 import check_floor
 
 CODES = (torch.int8,)
 

@@ -18,9 +18,11 @@ from kvbench_kernels.checks import (
     check_aligned,
     check_device,
     check_disjoint,
+    check_floor,
+    check_values,
     interpreted,
 )
-from kvbench_kernels.int4 import SCALE_FLOOR, check_floor, check_values, nibble
+from kvbench_kernels.int4 import SCALE_FLOOR, nibble
 from kvbench_kernels.variant import Variant, Work
 
 GROUPS = (16, 32, 64)  # tokens that share a scale
