@@ -1,17 +1,24 @@
-"""What a report of `scripts/gpu_check` was expected to show, line by line; 1 if one is missed.
+"""What a report of `scripts/gpu_check` was expected to show, line by line; 3 if one is missed.
 
 `python benchmarks/gpu_expectations.py REPORT`. The expectations are ratios inside one report, of
-what was measured on that card; where they come from is in docs/kernels.md. A row without a figure
-is a missed expectation, with its reason.
+what was measured on that card; where they come from is in docs/kernels.md. A row that is not there
+or was not measured as asked is a missed expectation, with its reason; so is a simulated one.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kvbench.measure.result import HAS_FIGURE, Report, Row, read_report
+from kvbench.errors import UsageError
+from kvbench.measure.result import Report, Row, State, read_report
 from kvbench.units import format_rate
+
+COPY = "hbm.copy/triton/256MiB"
+GATHER = "hbm.gather/"
+FUSED = "hbm.gather_quantise/fp8-head/"
+SWAPS = {size: f"hbm.swap/h2d/{size}/" for size in ("4KiB", "16KiB", "24KiB")}
+JUDGED = (COPY, GATHER, FUSED, *SWAPS.values())  # starts of rows' ids
 
 COPY_OF_PEAK = 0.85
 GATHER_OF_COPY = 0.95
@@ -25,71 +32,94 @@ class Line(NamedTuple):
     """One expectation: a ratio and the least that it should be."""
 
     text: str
-    ratio: float | None
+    ratio: float | None  # None: not measured
     least: float
     why: str
 
-
-def _row(report: Report, start: str) -> Row:
-    found = [row for row in report.rows if row.id.startswith(start)]
-    if not found:
-        sys.exit(f"{start} is not in the report: make it with scripts/gpu_check")
-    return found[0]
+    @property
+    def met(self) -> bool:
+        """Whether it was measured and is enough."""
+        return self.ratio is not None and self.ratio >= self.least
 
 
-def _traffic(row: Row) -> float | None:
-    """Bytes read and written a second."""
-    if row.state not in HAS_FIGURE or row.bytes_per_s is None or not row.payload_bytes:
-        return None
-    return row.bytes_per_s * (row.traffic_bytes or 0) / row.payload_bytes
+def _measured(report: Report, start: str) -> Row | str:
+    """The row whose id starts so, or why there is no figure of it."""
+    row = next((row for row in report.rows if row.id.startswith(start)), None)
+    if report.simulated:
+        return "SIMULATED: nothing was measured"
+    if row is None:
+        cut = "" if report.finished_at else ", which was cut short"
+        return f"{start.removesuffix('/')} is not in the report{cut}"
+    if row.state is State.OK and row.bytes_per_s is not None:
+        return row
+    return f"{row.id} is {row.state}: {row.reason or 'no reason given'}"
 
 
-def _ratio(text: str, least: float, one: Row, other: Row) -> Line:
+def _traffic(row: Row) -> float:
+    """Bytes read and written a second; 0 if the report does not tell."""
+    return (row.bytes_per_s or 0) * (row.traffic_bytes or 0) / (row.payload_bytes or 1)
+
+
+def _of_peak(text: str, least: float, row: Row | str) -> Line:
+    """A row against the most that its memory carries."""
+    if isinstance(row, str):
+        return Line(text, None, least, row)
+    unknown = f"no limit known: {row.missing.get('limit_bytes_per_s', 'no reason given')}"
+    return Line(text, row.limit_fraction, least, row.limit_source or unknown)
+
+
+def _of_other(text: str, least: float, row: Row | str, other: Row | str) -> Line:
     """Traffic of one row against another's."""
-    rates = _traffic(one), _traffic(other)
-    lacking = next((row for row, rate in zip((one, other), rates, strict=True) if not rate), None)
-    if lacking is not None or rates[0] is None or rates[1] is None:
-        why = lacking.reason if lacking else None
-        return Line(text, None, least, f"{lacking.id if lacking else ''}: {why or 'no figure'}")
-    shown = [format_rate(rate) for rate in rates if rate is not None]
-    return Line(text, rates[0] / rates[1], least, f"{shown[0]} against {shown[1]}")
+    if isinstance(row, str) or isinstance(other, str):
+        return Line(text, None, least, row if isinstance(row, str) else str(other))
+    untold = [each.id for each in (row, other) if not _traffic(each)]
+    if untold:
+        return Line(text, None, least, f"{untold[0]} does not tell its traffic")
+    why = f"{format_rate(_traffic(row))} against {format_rate(_traffic(other))}"
+    return Line(text, _traffic(row) / _traffic(other), least, why)
+
+
+def _of_dma(text: str, least: float, row: Row | str) -> Line:
+    """A row against what is reported for batched DMA."""
+    if isinstance(row, str):
+        return Line(text, None, least, row)
+    rate = row.bytes_per_s or 0.0
+    return Line(text, rate / BATCHED_DMA_BYTES_PER_S, least, format_rate(rate))
 
 
 def expectations(report: Report) -> Iterator[Line]:
     """All of them, in the order of the hierarchy."""
-    copy = _row(report, "hbm.copy/triton/256MiB")
-    source = copy.limit_source or "no limit known: " + copy.missing.get("limit_bytes_per_s", "")
-    yield Line("copy of 256 MiB, of the HBM peak", copy.limit_fraction, COPY_OF_PEAK, source)
-    gather = _row(report, "hbm.gather/")
-    yield _ratio("gather of 32 KiB pages, of the copy", GATHER_OF_COPY, gather, copy)
-    fused = _row(report, "hbm.gather_quantise/fp8")
-    yield _ratio(
-        "gather and fp8 in one, of its bytes at the copy's rate", FUSED_OF_COPY, fused, copy
-    )
-    for size in ("4KiB", "16KiB", "24KiB"):
-        swap = _row(report, f"hbm.swap/h2d/{size}/")
-        rate = swap.bytes_per_s if swap.state in HAS_FIGURE else None
-        ratio = None if rate is None else rate / BATCHED_DMA_BYTES_PER_S
-        why = swap.reason or "no figure" if rate is None else format_rate(rate)
-        yield Line(f"{size} blocks to the device by kernel, of 5 GB/s", ratio, SWAP_OF_DMA, why)
+    copy = _measured(report, COPY)
+    yield _of_peak("copy of 256 MiB, of the HBM peak", COPY_OF_PEAK, copy)
+    gather = _measured(report, GATHER)
+    yield _of_other("gather of 32 KiB pages, of the copy", GATHER_OF_COPY, gather, copy)
+    text = "gather and fp8 in one, of its bytes at the copy's rate"
+    yield _of_other(text, FUSED_OF_COPY, _measured(report, FUSED), copy)
+    for size, start in SWAPS.items():
+        text = f"{size} blocks to the device by kernel, of 5 GB/s"
+        yield _of_dma(text, SWAP_OF_DMA, _measured(report, start))
 
 
-def main() -> int:
-    """Print the table."""
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    report = read_report(Path(sys.argv[1]), samples=False)
+def main(arguments: Sequence[str]) -> int:
+    """Print the table; 0 if all is met, 3 if not, 2 if there is no report."""
+    if len(arguments) != 1:
+        print("gpu_expectations: usage: gpu_expectations.py REPORT", file=sys.stderr)
+        return 2
+    try:
+        report = read_report(Path(arguments[0]), samples=False)
+    except UsageError as error:
+        print(f"gpu_expectations: {error}", file=sys.stderr)
+        return 2
     gpus = report.machine.visible_gpus
     card = gpus[0].name if gpus else "no GPU"
     print(f"{card}{f' · SIMULATED {report.simulated}' if report.simulated else ''}")
-    missed = 0
-    for line in expectations(report):
-        met = line.ratio is not None and line.ratio >= line.least
-        missed += not met
+    lines = list(expectations(report))
+    for line in lines:
         got = "    -" if line.ratio is None else f"{line.ratio:5.2f}"
-        print(f"{'met   ' if met else 'MISSED'} {got} of {line.least:<4} {line.text} ({line.why})")
-    return int(missed > 0)
+        verdict = "met   " if line.met else "MISSED"
+        print(f"{verdict} {got} of {line.least:<4} {line.text} ({line.why})")
+    return 0 if all(line.met for line in lines) else 3
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ GROUPS = {
     "relayout": (("relayout",), 100),
     "fp8 and int8": (("casts", "fp8", "int8", "fused"), 100),
     "int4": (("int4", "kivi"), 50),
-    "bodies": (("hbm_kernels", "kernel_bodies"), 150),
+    "bodies": (("hbm_kernels", "kernel_bodies"), 100),
 }
 
 

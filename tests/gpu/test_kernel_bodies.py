@@ -100,7 +100,7 @@ def results(body: Any) -> list[torch.Tensor]:
 
 
 @each_case
-def test_damage_to_any_result_is_found(
+def test_damage_is_found_and_what_an_earlier_pass_left_behind_is_no_right_answer(
     operation: Operation, params: dict[str, Value], device: str
 ) -> None:
     body = set_up(operation, params, device)
@@ -116,14 +116,6 @@ def test_damage_to_any_result_is_found(
         data.copy_(kept)
     assert body.verify() > 0
 
-
-@each_case
-def test_what_an_earlier_pass_left_behind_is_no_right_answer(
-    operation: Operation, params: dict[str, Value], device: str
-) -> None:
-    body = set_up(operation, params, device)
-    while body.done < body.units:
-        body.step()
     body._move = lambda _source, _target: None
     for _ in range(body.units):
         body._unit()
