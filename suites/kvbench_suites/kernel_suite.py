@@ -43,6 +43,8 @@ BATCHES = (1, 64)  # blocks: a lone one, and more than fill the device
 SMALL_BLOCKS = (4 * KIB, 8 * KIB, 16 * KIB, 24 * KIB, 32 * KIB, 64 * KIB, 256 * KIB)
 SMALL_BATCHES = (16, 128, 1024)
 SWAP_PROGRAMS = 16  # of the sweep over sizes and batches
+FEW_PAGES = 8
+TOKEN_FACTORS = (1, 4)  # of the model's tokens in a block
 PAGE_SIZES = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB)  # beside the model's own
 OTHER_PROGRAMS = (2, 4, 8, 32, 64)  # how much of the device a rate costs, at one size and batch
 # What a store or another engine would want blocks in, from what engines hand out.
@@ -100,7 +102,7 @@ def _attention_cases(shape: Mapping[str, Value], layers: int, heads: int) -> lis
             source=source,
             target=target,
             layers=layers,
-            block_tokens=shape["block_tokens"],
+            block_tokens=[factor * int(shape["block_tokens"]) for factor in TOKEN_FACTORS],
             heads=heads,
             head_dim=shape["head_dim"],
             batch=BATCHES,
@@ -116,8 +118,16 @@ def _attention_cases(shape: Mapping[str, Value], layers: int, heads: int) -> lis
         possible = [
             name for name in formats if operation.contradiction({**shape, "format": name}) is None
         ]
-        cases += sweep(operation, **shape, batch=BATCHES, format=possible)
+        for block_bytes in _block_sizes(shape):
+            sized = {**shape, "block_bytes": block_bytes}
+            cases += sweep(operation, **sized, batch=BATCHES, format=possible)
     return cases
+
+
+def _block_sizes(shape: Mapping[str, Value]) -> list[int]:
+    """A few layers' pages of a block, as layer-wise loading moves them, and all of them."""
+    few, block_bytes = FEW_PAGES * int(shape["page_bytes"]), int(shape["block_bytes"])
+    return [few, block_bytes] if few < block_bytes else [block_bytes]
 
 
 def _drive(block_bytes: int) -> list[Case]:
