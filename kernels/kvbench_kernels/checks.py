@@ -14,6 +14,8 @@ import triton
 
 UNIT_BYTES = 16  # the widest global load or store; lengths and strides are passed in these units
 WORD_BYTES = 4  # kernels see memory as int32 words
+# The least scale, of a group that is all zeros or all equal; engines differ, so it is a parameter.
+SCALE_FLOOR = 1e-12
 UNIT_WORDS = UNIT_BYTES // WORD_BYTES
 
 

@@ -13,13 +13,12 @@ import triton
 import triton.language as tl
 
 from kvbench_kernels.casts import CastMode, cast_mode
-from kvbench_kernels.checks import check, check_device, check_floor, check_values
+from kvbench_kernels.checks import SCALE_FLOOR, check, check_device, check_floor, check_values
 from kvbench_kernels.groups import (
     GROUP_UNIT,
     MAX_GROUP,
     NUM_WARPS,
     QUANTISE_TILE,
-    SCALE_FLOOR,
     VALUES,
     check_apart,
     check_groups,

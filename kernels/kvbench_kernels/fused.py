@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from kvbench_kernels.casts import cast_mode
-from kvbench_kernels.checks import check, check_floor, interpreted
+from kvbench_kernels.checks import SCALE_FLOOR, check, check_floor, interpreted
 from kvbench_kernels.fp8 import CODES, stored
 from kvbench_kernels.groups import (
     BUILT_FOR,
@@ -21,7 +21,6 @@ from kvbench_kernels.groups import (
     DEQUANTISE_TILE,
     NUM_WARPS,
     QUANTISE_TILE,
-    SCALE_FLOOR,
     WORKS,
     check_apart,
     check_groups,

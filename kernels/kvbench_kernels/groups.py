@@ -15,6 +15,7 @@ import triton.language as tl
 
 from kvbench_kernels.casts import cast_e4m3, encode_int8, round_to, uncast_e4m3
 from kvbench_kernels.checks import (
+    SCALE_FLOOR,
     UNIT_BYTES,
     check_device,
     check_disjoint,
@@ -23,7 +24,6 @@ from kvbench_kernels.checks import (
 )
 from kvbench_kernels.variant import CAPABILITIES, Variant, Work
 
-SCALE_FLOOR = 1e-12  # of a group that is all zeros; engines differ, so it is a parameter
 VALUES = (torch.bfloat16, torch.float16, torch.float32)
 GROUP_UNIT = 16  # codes in 16 bytes
 MAX_GROUP = 1024

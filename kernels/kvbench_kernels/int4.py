@@ -15,6 +15,7 @@ import triton.language as tl
 
 from kvbench_kernels.casts import round_to
 from kvbench_kernels.checks import (
+    SCALE_FLOOR,
     UNIT_BYTES,
     check,
     check_aligned,
@@ -28,8 +29,6 @@ from kvbench_kernels.variant import Variant, Work
 
 GROUPS = (32, 64, 128)  # values of a row that share a scale
 VALUES = (torch.bfloat16, torch.float16, torch.float32)
-# Of a group of equal values. Its codes are 0 and its minimum is kept, so it survives exactly.
-SCALE_FLOOR = 1e-12
 MAX_GROUPS = 2**31 - 1  # they are counted in int32
 TILE_VALUES = 4096  # as in kvbench_kernels.copy: 64 bytes of bf16 a thread before its first store
 NUM_WARPS = 4

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from kvbench_kernels.checks import check, check_floor
+from kvbench_kernels.checks import SCALE_FLOOR, check, check_floor
 from kvbench_kernels.groups import (
-    SCALE_FLOOR,
     check_apart,
     check_groups,
     dequantise_groups,

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from kvbench_kernels.casts import round_to
 from kvbench_kernels.checks import (
+    SCALE_FLOOR,
     check,
     check_aligned,
     check_device,
@@ -22,7 +23,7 @@ from kvbench_kernels.checks import (
     check_values,
     interpreted,
 )
-from kvbench_kernels.int4 import SCALE_FLOOR, nibble
+from kvbench_kernels.int4 import nibble
 from kvbench_kernels.variant import Variant, Work
 
 GROUPS = (16, 32, 64)  # tokens that share a scale

@@ -21,6 +21,7 @@ from kvbench_kernels.fused import (
     gather_quantise_fp8,
     gather_quantise_int8,
 )
+from kvbench_kernels.gather import gather_pages, scatter_pages
 from kvbench_kernels.int4 import dequantise_int4, quantise_int4
 from kvbench_kernels.int8 import dequantise_int8, quantise_int8
 from kvbench_kernels.kivi import dequantise_kivi, quantise_kivi
@@ -41,6 +42,7 @@ class Codec(ABC):
     def __init__(self, group: int, tokens: int) -> None:
         self.group = group
         self.tokens = tokens
+        self._staging = torch.empty(0, 0)
 
     @abstractmethod
     def empty(self, pages: int, page_values: int, device: torch.device, *, pin: bool) -> Stored:
@@ -63,12 +65,16 @@ class Codec(ABC):
         """float64 [pages, page_values]: the most that each value may be off, from float64 ones."""
 
     def gather(self, cache: torch.Tensor, page_ids: torch.Tensor, stored: Stored) -> None:
-        """Enqueue: quantise pages by id, in one launch."""
-        raise NotImplementedError(f"{type(self).__name__} has no fused gather")
+        """Enqueue: quantise pages by id; in one launch where the format has a fused kernel."""
+        pages = self._staged(cache, page_ids)
+        gather_pages(cache.view(torch.uint8), page_ids, pages.view(torch.uint8))
+        self.quantise(pages, stored)
 
     def scatter(self, stored: Stored, page_ids: torch.Tensor, cache: torch.Tensor) -> None:
-        """Enqueue: dequantise into pages by id, in one launch."""
-        raise NotImplementedError(f"{type(self).__name__} has no fused scatter")
+        """Enqueue: dequantise into pages by id; in one launch likewise."""
+        pages = self._staged(cache, page_ids)
+        self.dequantise(stored, pages)
+        scatter_pages(pages.view(torch.uint8), page_ids, cache.view(torch.uint8))
 
     def difference(self, values: torch.Tensor, stored: Stored) -> str | None:
         """What is wrong with the stored form of bf16 values, or None."""
@@ -98,6 +104,13 @@ class Codec(ABC):
     def slack(self, _stored: Stored) -> torch.Tensor | None:
         """float64 [pages, page_values]: what float32 arithmetic may lose on the way back."""
         return None
+
+    def _staged(self, cache: torch.Tensor, page_ids: torch.Tensor) -> torch.Tensor:
+        """Room for these pages, made at the first use: bodies move one unit before the clock."""
+        shape = (len(page_ids), cache.shape[1])
+        if self._staging.shape != shape:
+            self._staging = torch.empty(shape, dtype=cache.dtype, device=cache.device)
+        return self._staging
 
     def spread(self, scales: torch.Tensor) -> torch.Tensor:
         """float64 [pages, page_values] of [pages, page_values / group]."""

@@ -5,6 +5,8 @@ passes pair targets with other sources, every slot is checked, work is only enqu
 convert are in `kvbench_suites.quantise_bodies`. Only the worker process imports this.
 """
 
+from abc import abstractmethod
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -136,9 +138,9 @@ class UnitBody(SlotBody):
     def _sizes(self, context: Context) -> tuple[int, int]:
         return unit_bytes(context.params), 1
 
+    @abstractmethod
     def _difference(self, source: int, target: int) -> str | None:
         """What is wrong with a unit of target, or None."""
-        raise NotImplementedError
 
     def _path(self) -> str:
         return ENGINE_PATHS["triton"]

@@ -11,7 +11,6 @@ from kvbench.units import MIB
 from kvbench_kernels.gather import gather_pages, scatter_pages
 from kvbench_kernels.swap import swap_blocks, swap_table
 from kvbench_suites.codecs import Stored, first_difference
-from kvbench_suites.formats import FUSED_FORMATS
 from kvbench_suites.hbm_bodies import TRANSFER_STEP_BYTES, Transfer
 from kvbench_suites.kernels import OFFLOAD, RESTORE, SWAP
 from kvbench_suites.quantise_bodies import ConvertingBody
@@ -57,12 +56,11 @@ class _LoopBody(ConvertingBody):
     step_bytes = TRANSFER_STEP_BYTES
 
     def _prepare(self) -> None:
-        name = self._context.word("format")
-        self._raw, self._fused = name == "raw", name in FUSED_FORMATS
-        self._staging_page = torch.empty(
-            (self.batch, self.slot_bytes), dtype=torch.uint8, device=self.device
-        )
+        self._raw = self._context.word("format") == "raw"
         if self._raw:
+            self._staging_page = torch.empty(
+                (self.batch, self.slot_bytes), dtype=torch.uint8, device=self.device
+            )
             self._source_ids = self._ids(self.source_slots)
             self._target_ids = self._ids(self.target_slots)
             pin = self.device.type == "cuda"
@@ -88,11 +86,8 @@ class Offload(_LoopBody):
         ids = self._source_ids[source]
         if self._raw:
             gather_pages(self.source, ids, self._staging_page)
-        elif self._fused:
-            self._codec.gather(self._values(self.source), ids, self._device_side)
         else:
-            gather_pages(self.source, ids, self._staging_page)
-            self._codec.quantise(self._values(self._staging_page), self._device_side)
+            self._codec.gather(self._values(self.source), ids, self._device_side)
         for host, device in zip(self._host[target], self._device_side, strict=True):
             host.copy_(device, non_blocking=True)
 
@@ -128,11 +123,8 @@ class Restore(_LoopBody):
         ids = self._target_ids[target]
         if self._raw:
             scatter_pages(self._staging_page, ids, self.target)
-        elif self._fused:
-            self._codec.scatter(self._device_side, ids, self._values(self.target))
         else:
-            self._codec.dequantise(self._device_side, self._values(self._staging_page))
-            scatter_pages(self._staging_page, ids, self.target)
+            self._codec.scatter(self._device_side, ids, self._values(self.target))
 
     def _difference(self, source: int, target: int) -> str | None:
         slots = torch.as_tensor(self.target_slots[target]).to(self.target.device)

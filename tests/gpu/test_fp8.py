@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kvbench_kernels import fp8
+from kvbench_kernels.checks import SCALE_FLOOR
 from kvbench_kernels.fp8 import (
     dequantise_fp8,
     dequantise_fp8_tensor,
@@ -20,7 +21,6 @@ from kvbench_kernels.fp8 import (
     quantise_fp8_tensor,
     tensor_scale_fp8,
 )
-from kvbench_kernels.groups import SCALE_FLOOR
 from kvbench_kernels.reference import quantise as reference
 from tests.gpu.quantised import (
     INTERPRETED,
@@ -299,12 +299,13 @@ def test_one_scale_for_all_gives_the_codes_of_torch_and_saturates(
 
 @pytest.mark.parametrize("shape", [(0, 128), (4, 0)])
 def test_nothing_to_quantise_is_nothing_done(shape: tuple[int, int], device: str) -> None:
-    x = torch.zeros(shape, device=device)
-    codes = torch.zeros(shape, dtype=E4M3, device=device)
-    scales = torch.zeros(shape[0], shape[1] // 128, device=device)
+    around = [torch.full((64,), 7.0, device=device) for _ in range(3)]  # outputs begin in it
+    x, codes = around[0][:0].view(shape), around[1].view(E4M3)[:0].view(shape)
+    scales = around[2][:0].view(shape[0], shape[1] // 128)
     quantise_fp8(x, codes, scales, group=128)
     dequantise_fp8(codes, scales, x, group=128)
     quantise_fp8_tensor(x, codes, torch.ones(1, device=device))
+    assert all(bool((memory == 7.0).all()) for memory in around)
 
 
 def test_bytes_moved_count_values_codes_and_scales() -> None:

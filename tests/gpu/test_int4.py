@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from kvbench_kernels.checks import SCALE_FLOOR
 from kvbench_kernels.int4 import (
-    SCALE_FLOOR,
     TILE_VALUES,
     dequantise_int4,
     int4_bytes_moved,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from kvbench_kernels.groups import SCALE_FLOOR
+from kvbench_kernels.checks import SCALE_FLOOR
 from kvbench_kernels.int8 import dequantise_int8, int8_bytes_moved, quantise_int8
 from kvbench_kernels.reference import quantise as reference
 from tests.gpu.quantised import (
@@ -155,10 +155,12 @@ def test_what_was_there_before_does_not_show(device: str) -> None:
 
 
 def test_no_rows_are_no_work(device: str) -> None:
-    x, scales = torch.zeros(0, 128, device=device), torch.zeros(0, 1, device=device)
-    codes = torch.zeros(0, 128, dtype=torch.int8, device=device)
+    around = [torch.full((64,), 7.0, device=device) for _ in range(3)]  # outputs begin in it
+    x, scales = around[0][:0].view(0, 128), around[1][:0].view(0, 1)
+    codes = around[2].view(torch.int8)[:0].view(0, 128)
     quantise_int8(x, codes, scales, group=128)
     dequantise_int8(codes, scales, x, group=128)
+    assert all(bool((memory == 7.0).all()) for memory in around)
 
 
 def test_bytes_moved_count_values_codes_and_scales() -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from kvbench_kernels.int4 import SCALE_FLOOR, quantise_int4
+from kvbench_kernels.checks import SCALE_FLOOR
+from kvbench_kernels.int4 import quantise_int4
 from kvbench_kernels.kivi import dequantise_kivi, kivi_bytes_moved, quantise_kivi
 from kvbench_kernels.reference import quantise_int4 as reference
 

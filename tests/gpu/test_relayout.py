@@ -57,7 +57,7 @@ def ids(device: str, *numbers: int, dtype: torch.dtype = torch.int32) -> torch.T
     return torch.tensor(numbers, dtype=dtype, device=device)
 
 
-def moved_as_by_torch(
+def assert_moved_as_by_torch(
     src: Held, dst: Held, src_ids: torch.Tensor | None, dst_ids: torch.Tensor | None
 ) -> None:
     """Run kernel and reference; all of the destination's memory must be the same after both."""
@@ -101,8 +101,8 @@ def test_there_and_back_through_any_two_layouts_every_bit_is_the_same(
     src = held(first, sizes, device, seed=1)
     between, back = held(second, sizes, device), held(first, sizes, device)
 
-    moved_as_by_torch(src, between, ids(device, 2), ids(device, 1))
-    moved_as_by_torch(between, back, ids(device, 1), ids(device, 2))
+    assert_moved_as_by_torch(src, between, ids(device, 2), ids(device, 1))
+    assert_moved_as_by_torch(between, back, ids(device, 1), ids(device, 2))
 
     for layer, kv in itertools.product(range(L), range(src.cache.layout.kv)):
         sent = reference.blocks(src.cache, layer, kv)[2].view(torch.uint8)
@@ -178,7 +178,7 @@ def test_blocks_may_repeat_and_minus_one_on_either_side_moves_nothing(
     taken = ids(device, 2, 0, -1, 2, 1, dtype=dtype)
     put = ids(device, 6, 0, 3, 2, -1, dtype=dtype)
 
-    moved_as_by_torch(src, dst, taken, put)
+    assert_moved_as_by_torch(src, dst, taken, put)
 
     universal = dst.inside.view(7, -1)
     assert all((universal[block] == GUARD).all() for block in (1, 3, 4, 5))
@@ -188,8 +188,8 @@ def test_blocks_may_repeat_and_minus_one_on_either_side_moves_nothing(
 def test_without_ids_on_one_side_its_blocks_are_taken_in_order(device: str) -> None:
     order = ids(device, 1, 2, 0)
     src, dst = held("vllm_lbhnc", KV, device, seed=4), held("lmc_2ltd", KV, device)
-    moved_as_by_torch(src, dst, order, None)
-    moved_as_by_torch(src, held("lmc_2ltd", KV, device), None, order)
+    assert_moved_as_by_torch(src, dst, order, None)
+    assert_moved_as_by_torch(src, held("lmc_2ltd", KV, device), None, order)
     assert not (dst.inside == GUARD).all()
 
 
@@ -213,8 +213,8 @@ def test_padding_of_blocks_tokens_and_rows_is_stepped_over_and_left_as_it_is(
     first: Layout, second: Layout, device: str
 ) -> None:
     src, dst = held(first, KV, device, seed=6), held(second, KV, device)
-    moved_as_by_torch(src, dst, ids(device, 2, 0), ids(device, 0, 1))
-    moved_as_by_torch(dst, held(first, KV, device), None, None)
+    assert_moved_as_by_torch(src, dst, ids(device, 2, 0), ids(device, 0, 1))
+    assert_moved_as_by_torch(dst, held(first, KV, device), None, None)
 
 
 @pytest.mark.parametrize("name", ["vllm_lhbnc", "sgl_host_page_first", "kvbm_universal"])
@@ -297,7 +297,7 @@ def test_blocks_of_several_tiles_and_ragged_ones_arrive_whole(
     first: str, second: str, sizes: Sizes, device: str
 ) -> None:
     src, dst = held(first, sizes, device, seed=9), held(second, sizes, device)
-    moved_as_by_torch(src, dst, None, None)
+    assert_moved_as_by_torch(src, dst, None, None)
 
 
 @pytest.mark.parametrize("by_ids", [True, False])
