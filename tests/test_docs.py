@@ -65,6 +65,14 @@ def test_the_readme_names_every_command_and_every_suite() -> None:
         assert f"`{suite.name}`" in text, suite.name
 
 
+def test_the_store_in_the_documents_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "store.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "store.md", "exec"), {})  # noqa: S102  it asserts what it says
+    assert (tmp_path / "drive" / "index.sqlite").exists()
+
+
 def test_the_suite_in_the_documents_is_one(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "suites.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)

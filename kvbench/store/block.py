@@ -97,18 +97,18 @@ def checksums(payload: Bytes, layout: Layout) -> bytes:
     """
     digest = xxhash.xxh3_64_intdigest
     if layout.parts == 1:
-        return struct.pack("<Q", digest(payload))
+        return struct.pack("<Q", digest(payload.data))
     size = layout.part_bytes
     return struct.pack(
         f"<{layout.parts}Q",
-        *(digest(payload[at : at + size]) for at in range(0, layout.block_bytes, size)),
+        *(digest(payload[at : at + size].data) for at in range(0, layout.block_bytes, size)),
     )
 
 
 def part_matches(stamp: Stamp, part: int, data: Bytes) -> bool:
     """Whether uint8 [part_bytes] is that part of the block as it was stored."""
     (wanted,) = struct.unpack_from("<Q", stamp.sums, SUM_BYTES * part)
-    return bool(xxhash.xxh3_64_intdigest(data) == wanted)
+    return bool(xxhash.xxh3_64_intdigest(data.data) == wanted)
 
 
 def payload_matches(stamp: Stamp, payload: Bytes, layout: Layout) -> bool:

@@ -1,0 +1,151 @@
+"""The store on a drive against fio: gets at depth 16, and puts that are flushed; interleaved.
+
+    python benchmarks/store_against_fio.py --dir DIRECTORY [--rounds 5] [--blocks 1024]
+
+Same drive, same number and size of blocks, O_DIRECT on both sides, fresh keys each round. The
+store verifies every block (XXH3-64), and its records hold a header of 4 KiB more than fio's
+blocks; only payload counts. A flushed put ends when `flush` has returned for every block, fio with
+its end_fsync.
+Every byte that was got is compared with what was put, outside the time.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+
+from kvbench.measure.scratch import Scratch
+from kvbench.store.block import Bytes, Layout, Status
+from kvbench.store.config import StoreConfig, open_store
+from kvbench.store.drives import capacity_for
+from kvbench.store.options import Options
+from kvbench.store.posix import mapped_buffer
+from kvbench.store.store import TieredStore
+from kvbench.units import KIB, MIB, exact_bytes
+
+DEPTH = 16
+IN_FLIGHT = 2  # requests: the next one waits at the drive when the last blocks of one arrive
+BATCH = 64
+CONTENTS = 256  # blocks of different bytes, used in turn; as many fit into the store's memory
+SETTLE_S = 2.0  # both sides begin rested: cloud drives have burst credits
+
+
+def fio_s(path: Path, block_bytes: int, blocks: int, verb: str) -> float:
+    """Seconds that fio takes for so many blocks, each once, in random order."""
+    command = [
+        *("fio", f"--name={verb}", f"--filename={path}", f"--rw=rand{verb}", "--direct=1"),
+        *(f"--bs={block_bytes}", f"--size={blocks * block_bytes}", "--ioengine=psync"),
+        *(f"--numjobs={DEPTH}", f"--io_size={blocks * block_bytes // DEPTH}"),
+        *("--group_reporting", "--output-format=json", "--randrepeat=0"),
+        *(() if verb == "read" else ("--end_fsync=1", "--overwrite=1", "--refill_buffers")),
+    ]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    job = json.loads(done.stdout)["jobs"][0]
+    # bytes over the bandwidth of all jobs together, which for writes includes the sync at the end
+    return float(blocks * block_bytes / job[verb]["bw_bytes"])
+
+
+def put_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
+    """Seconds to put and flush every block."""
+    start_s = time.perf_counter()
+    waiting = []
+    for at in range(0, len(keys), BATCH):
+        some = keys[at : at + BATCH]
+        rows = source[np.arange(at, at + len(some)) % len(source)]
+        assert set(store.put(some, list(rows)).result()) == {Status.OK}
+        waiting.append(store.flush(some))
+        if len(waiting) > IN_FLIGHT:
+            assert set(waiting.pop(0).result()) == {Status.OK}
+    for request in waiting:
+        assert set(request.result()) == {Status.OK}
+    return time.perf_counter() - start_s
+
+
+def get_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
+    """Seconds to get every block in random order; the comparing is not in it."""
+    order = np.random.default_rng(len(keys)).permutation(len(keys)).tolist()
+    targets = [
+        mapped_buffer(BATCH * source.shape[1], huge_pages=True).reshape(BATCH, -1)
+        for _ in range(IN_FLIGHT)
+    ]
+    for target in targets:
+        target[:] = 0
+    spent_s = 0.0
+    for at in range(0, len(order), BATCH * IN_FLIGHT):
+        batches = [order[at + n * BATCH : at + (n + 1) * BATCH] for n in range(IN_FLIGHT)]
+        start_s = time.perf_counter()
+        requests = [
+            store.get_into([keys[n] for n in batch], list(target[: len(batch)]))
+            for batch, target in zip(batches, targets, strict=True)
+            if batch
+        ]
+        for request in requests:
+            assert set(request.result()) == {Status.OK}, request.reasons
+        spent_s += time.perf_counter() - start_s
+        for batch, target in zip(batches, targets, strict=True):
+            for n, row in zip(batch, target, strict=False):
+                assert (row == source[n % len(source)]).all(), "wrong bytes"
+    return spent_s
+
+
+def compare(folder: Path, block_bytes: int, blocks: int, rounds: int) -> None:
+    """One block size."""
+    layout = Layout(block_bytes)
+    source = mapped_buffer(CONTENTS * block_bytes).reshape(CONTENTS, block_bytes)
+    source[:] = np.random.default_rng(2).integers(0, 256, source.shape, dtype=np.uint8)
+    file = folder / "fio.dat"
+    fio_s(file, block_bytes, blocks, "write")  # lays it out
+    config = StoreConfig(
+        layout=layout,
+        dram_bytes=CONTENTS * block_bytes,
+        directories=[folder / "store"],
+        nvme_bytes=capacity_for(blocks + blocks // 8, layout),  # evicted by the batch
+        min_free_bytes=0,
+        options=Options(promotion="never", read_threads=DEPTH, write_threads=DEPTH),
+    )
+    (folder / "store").mkdir()
+    seconds: dict[str, list[float]] = {"put": [], "fio write": [], "get": [], "fio read": []}
+    with open_store(config) as store:
+        put_s(store, [os.urandom(32) for _ in range(blocks)], source)  # every slot is written once
+        for _ in range(rounds):
+            keys = [os.urandom(32) for _ in range(blocks)]
+            time.sleep(SETTLE_S)
+            seconds["put"].append(put_s(store, keys, source))
+            time.sleep(SETTLE_S)
+            seconds["fio write"].append(fio_s(file, block_bytes, blocks, "write"))
+            # What is still in memory would not be read from the drive: put others in its place.
+            store.put([os.urandom(32) for _ in range(len(source))], list(source)).result()
+            assert store.lookup(keys, ttl_s=0.01).tiers == ("nvme",) * blocks
+            time.sleep(SETTLE_S)
+            seconds["get"].append(get_s(store, keys, source))
+            time.sleep(SETTLE_S)
+            seconds["fio read"].append(fio_s(file, block_bytes, blocks, "read"))
+        store.close(flush=False)
+    print(f"{exact_bytes(block_bytes)} x {blocks}, {rounds} rounds")
+    for ours, theirs in (("put", "fio write"), ("get", "fio read")):
+        for name in (ours, theirs):
+            rates = [blocks * block_bytes / each / 1e9 for each in seconds[name]]
+            print(f"  {name:10} GB/s " + " ".join(f"{rate:.3f}" for rate in rates))
+        ratio = statistics.median(seconds[theirs]) / statistics.median(seconds[ours])
+        print(f"  {ours} / {theirs}, medians: {ratio:.3f}", flush=True)
+
+
+def main() -> None:
+    """Compare at each block size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--blocks", type=int, default=1024, help="of 1 MiB; of 64 KiB 8 times more")
+    arguments = parser.parse_args()
+    for block_bytes, blocks in ((MIB, arguments.blocks), (64 * KIB, 8 * arguments.blocks)):
+        with Scratch(arguments.dir) as scratch:
+            compare(scratch.path, block_bytes, blocks, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""The bookkeeping that all parts of a store share: tiers with their tables, leases, fences.
+
+One lock guards all of it; methods that say so are called with the lock held. Nothing here moves a
+payload. What a tier must be told about slots it no longer needs (`forget`, `quarantine`) can take
+a drive's time, so it is gathered and done by `tidy`, on a worker, without the lock.
+"""
+
+import errno
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kvbench.policy.admission import Admission, Always, SecondTouch
+from kvbench.policy.tenants import TenantPolicy, Tenants
+from kvbench.store.block import OtherBlockError, Stamp
+from kvbench.store.events import EventLog, Kind
+from kvbench.store.lease import Hold, LeaseBook
+from kvbench.store.metrics import Counted, Metrics
+from kvbench.store.options import Moving, Options
+from kvbench.store.table import SlotTable, State
+from kvbench.store.tier import Recovered, Tier
+from kvbench.store.workers import Workers
+
+if TYPE_CHECKING:
+    from kvbench.store.spans import Category, Spans
+
+_log = logging.getLogger("kvbench.store")
+# What a device answers when it will answer so to everything.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+GONE = (errno.ENODEV, errno.ENXIO, errno.ENOENT, errno.EBADF, errno.ESHUTDOWN, errno.ESTALE)
+
+
+RESERVE_TRIES = 3
+
+
+class Never:
+    """Admits nothing."""
+
+    def admit(self, key: bytes) -> bool:  # noqa: ARG002  the protocol's
+        """No."""
+        return False
+
+
+@dataclass(slots=True)
+class Fence:
+    """Why a tier is not used any more, for writing alone or at all."""
+
+    reason: str
+    reads: bool  # whether reads are fenced off too
+
+
+@dataclass(slots=True)
+class Level:
+    """One tier with what is known of it."""
+
+    number: int  # 0 is the fastest
+    tier: Tier
+    table: SlotTable
+    policy: TenantPolicy[bytes]
+    quotas: dict[str, int]  # bytes, by tenant
+    admission: Admission[bytes]  # who may come from the tier above
+    readers: Workers
+    writers: Workers  # the same as `readers` for memory
+    host_memory: bool  # whether the host can address its slots
+    holding: Counter[str] = field(default_factory=Counter[str])  # blocks, by tenant
+    fence: Fence | None = None
+    errors: dict[str, int] = field(default_factory=lambda: {"read": 0, "write": 0})  # in a row
+    condemned: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    emptying: list[int] = field(default_factory=list[int])
+
+    @property
+    def name(self) -> str:
+        """The tier's name."""
+        return self.tier.name
+
+    @property
+    def readable(self) -> bool:
+        """Whether blocks may be read from it."""
+        return self.fence is None or not self.fence.reads
+
+    @property
+    def writable(self) -> bool:
+        """Whether blocks may be written to it."""
+        return self.fence is None
+
+    def pools(self) -> list[Workers]:
+        """Its pools of threads, each once."""
+        return [self.readers] if self.readers is self.writers else [self.readers, self.writers]
+
+
+def bad_slot(error: Exception) -> str:
+    """Why a slot is not to be used again; nothing if a full or lost drive is to blame."""
+    return "" if isinstance(error, OSError) and error.errno in (*FULL, *GONE) else str(error)
+
+
+def admission(moving: Moving, remembers: int) -> Admission[bytes]:
+    """Who may come into a tier, by the word of the options."""
+    if moving == "second_touch":
+        return SecondTouch(remembers)
+    return Always() if moving == "always" else Never()
+
+
+class Core:
+    """Levels, leases, events and metrics of one store, and the lock that guards them."""
+
+    def __init__(self, tiers: Sequence[Tier], options: Options) -> None:
+        self.lock = threading.Lock()
+        self.options = options
+        self.layout = tiers[0].layout
+        self.metrics = Metrics(
+            [tier.name for tier in tiers],
+            durable=[tier.name for tier in tiers if tier.durable],
+            tenants={tenant for quotas in options.quotas.values() for tenant in quotas},
+        )
+        self.events = EventLog(options.event_history)
+        self.spans: Spans | None = None
+        self.leases = LeaseBook(options.most_leases)
+        self.levels = [self._level(number, tier) for number, tier in enumerate(tiers)]
+        self.on_fence: Callable[[Level], None] = lambda _: None  # must not take the lock
+
+    def _level(self, number: int, tier: Tier) -> Level:
+        options = self.options
+        block_bytes = tier.layout.block_bytes
+        quotas = dict(options.quotas.get(tier.name, {}))
+        blocks = {tenant: max(1, quota // block_bytes) for tenant, quota in quotas.items()}
+        limit = options.queued_tasks
+        if tier.stalls:
+            readers = Workers(f"{tier.name}-read", options.read_threads, limit=limit)
+            writers = Workers(f"{tier.name}-write", options.write_threads, limit=limit)
+        else:
+            readers = writers = Workers(tier.name, options.memory_threads, limit=limit)
+        level = Level(
+            number=number,
+            tier=tier,
+            table=SlotTable(tier.slots),
+            policy=options.watched(tier.name, Tenants(options.policy, blocks)),
+            quotas=quotas,
+            admission=admission(
+                # What comes down into memory costs little; what comes up has to be worth a place.
+                options.demotion if tier.durable else "second_touch" if not number else "always",
+                options.remembered_keys,
+            ),
+            readers=readers,
+            writers=writers,
+            host_memory=tier.view(0) is not None,
+        )
+        self._restore(level, tier.recover())
+        return level
+
+    def _restore(self, level: Level, found: Recovered) -> None:
+        level.table.restore(found)
+        if found.keys:
+            level.holding.update(found.tenants)
+            level.policy.insert_many(found.keys, found.parents, found.positions, found.tenants)
+
+    # Finding and holding. The lock is held.
+
+    def find(self, key: bytes, *, below: int = 0) -> Hold | None:
+        """Where a block can be read, fastest first; the lock is held."""
+        for level in self.levels:
+            if level.number >= below and level.readable:
+                slot = level.table.index.get(key)
+                if slot is not None:
+                    return level.number, slot
+        return None
+
+    def being_written(self, key: bytes) -> Level | None:
+        """The tier into which a block is being put right now; the lock is held."""
+        for level in self.levels:
+            if key in level.table.writing:
+                return level
+        return None
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """A request used these blocks; the lock is held."""
+        for level in self.levels:
+            level.policy.touch(keys)
+
+    def release(self, level: Level, slots: Iterable[int]) -> None:
+        """Hold these slots no more; the lock is held."""
+        level.emptying += level.table.release(slots)
+
+    # Coming and going. The lock is held.
+
+    def stored(self, level: Level, slots: Iterable[int], stamps: Sequence[Stamp]) -> None:
+        """Blocks are whole in their slots: they can be found from now on; the lock is held."""
+        for slot, stamp in zip(slots, stamps, strict=True):
+            level.table.stored(slot, stamp)
+            level.policy.insert(stamp.key, stamp.parent, stamp.position, stamp.tenant)
+            level.holding[stamp.tenant] += 1
+        if stamps:
+            self.events.append(Kind.STORED, level.name, stamps)
+
+    def failed(self, level: Level, slot: int, *, bad: str = "") -> None:
+        """A block could not be written; `bad` says why its slot is not to be used again."""
+        level.table.failed(slot)
+        if bad:
+            level.condemned.append((slot, bad))
+        else:
+            self._empty(level, [slot])
+
+    def damaged(self, level: Level, slot: int, key: bytes, error: Exception) -> None:
+        """A slot did not give back its block: nobody finds it any more; the lock is held."""
+        table = level.table
+        if table.state(slot) not in {State.READY, State.LEASED}:
+            return  # another reader found it first
+        stamp = table.stamp(slot)
+        if stamp.key != key:
+            return
+        evicting = table.doom(slot)
+        self._left(level, stamp)
+        self.events.append(Kind.REMOVED, level.name, [stamp])
+        if not isinstance(error, OtherBlockError):
+            level.condemned.append((slot, str(error)))
+            self.metrics.count(
+                Counted.QUARANTINED,
+                1,
+                tier=level.name,
+                tenant=stamp.tenant,
+                size_bytes=self.layout.block_bytes,
+            )
+        elif evicting:
+            level.emptying.append(slot)
+
+    def evict(self, level: Level, count: int) -> list[int]:
+        """Up to `count` blocks leave a tier; their slots are EVICTING; the lock is held."""
+        index, table = level.table.index, level.table
+        ready = State.READY
+        gone: list[int] = []
+        stamps: list[Stamp] = []
+        for key in level.policy.victims(count, lambda key: table.state(index[key]) != ready):
+            slot = index[key]
+            stamp = table.evict(slot)
+            self._left(level, stamp)
+            gone.append(slot)
+            stamps.append(stamp)
+        if stamps:
+            self.events.append(Kind.REMOVED, level.name, stamps)
+            self.tally(Counted.EVICTIONS, level, stamps)
+        return gone
+
+    def _left(self, level: Level, stamp: Stamp) -> None:
+        level.policy.remove(stamp.key)
+        level.holding[stamp.tenant] -= 1
+        if not level.holding[stamp.tenant]:
+            del level.holding[stamp.tenant]
+
+    def room_in_memory(self, level: Level, count: int) -> None:
+        """Make `count` slots free in a tier that does not stall, as far as that can be."""
+        missing = count - level.table.free
+        if missing > 0:
+            self._empty(level, self.evict(level, missing))
+
+    def reserve(self, level: Level, stamps: Sequence[Stamp]) -> list[int | None]:
+        """Slots for blocks in any tier, None where there is none; on a worker, WITHOUT the lock.
+
+        A block that is there already, or is being written, gets none. Another worker may take what
+        was made free, so it is tried more than once.
+        """
+        slots: list[int | None] = [None] * len(stamps)
+        for _ in range(RESERVE_TRIES):
+            with self.lock:
+                table = level.table
+                open_ = [
+                    i
+                    for i, stamp in enumerate(stamps)
+                    if slots[i] is None
+                    and stamp.key not in table.index
+                    and stamp.key not in table.writing
+                ]
+                for i in open_:
+                    slots[i] = table.reserve(stamps[i])
+            missing = sum(slots[i] is None for i in open_)
+            if not missing:
+                break
+            self._make_room(level, missing)
+        return slots
+
+    def _make_room(self, level: Level, count: int) -> None:
+        self.tidy(level)
+        with self.lock:
+            missing = count - level.table.free
+            if missing <= 0:
+                return
+            if not level.tier.stalls:
+                self._empty(level, self.evict(level, missing))
+                return
+            batch = int(level.table.slots * (1 - self.options.low_water))
+            gone = self.evict(level, max(missing, batch))
+            level.emptying.extend(gone)
+        self.tidy(level)
+
+    def _empty(self, level: Level, slots: list[int]) -> None:
+        if not slots:
+            return
+        if level.tier.stalls:
+            level.emptying.extend(slots)
+        else:
+            level.tier.forget(slots)
+            level.table.emptied(slots)
+
+    def tidy(self, level: Level) -> None:
+        """Tell a tier which slots are empty or bad; on a worker, WITHOUT the lock.
+
+        Raises nothing, since whoever calls it holds slots. What the tier cannot be told now it is
+        told another time, but not while it is not to be written to.
+        """
+        if not level.writable or not (level.emptying or level.condemned):
+            return
+        with self.lock:
+            slots, level.emptying = level.emptying, []
+            evicting = State.EVICTING
+            bad = [each for each in level.condemned if level.table.state(each[0]) == evicting]
+            level.condemned = [each for each in level.condemned if each not in bad]
+            for slot, _ in bad:
+                level.table.condemn(slot)
+        known = {slot for slot, _ in bad} | {slot for slot, _ in level.condemned}
+        slots = [slot for slot in slots if slot not in known]
+        try:
+            if slots:
+                level.tier.forget(slots)
+                with self.lock:
+                    level.table.emptied(slots)
+                slots = []
+            for slot, reason in bad:
+                level.tier.quarantine([slot], reason)
+        except Exception as error:  # noqa: BLE001  a bug in a tier must not cost slots
+            with self.lock:
+                level.emptying += slots
+                self.failed_transfer(level, "write", error)
+
+    # Faults. The lock is held.
+
+    def worked(self, level: Level, verb: str) -> None:
+        """A transfer succeeded."""
+        level.errors[verb] = 0
+
+    def failed_transfer(self, level: Level, verb: str, error: Exception) -> None:
+        """A transfer failed for a reason that is not the block's; the lock is held."""
+        self.metrics.count(Counted.IO_ERRORS, 1, tier=level.name)
+        number = error.errno if isinstance(error, OSError) else None
+        level.errors[verb] += 1
+        if number in GONE:
+            self.fence(level, f"{verb}: {error}", reads=True)
+        elif verb == "write" and number in FULL:
+            self.fence(level, f"write: {error}", reads=False)
+        elif level.errors[verb] >= self.options.errors_in_a_row:
+            self.fence(
+                level,
+                f"{level.errors[verb]} failed {verb}s in a row: {error}",
+                reads=verb == "read",
+            )
+
+    def crashed(self, level: Level, verb: str, reason: str) -> None:
+        """A task of a tier's worker raised; WITHOUT the lock."""
+        if level.fence is None:
+            with self.lock:
+                self.failed_transfer(level, verb, RuntimeError(reason))
+
+    def fence(self, level: Level, reason: str, *, reads: bool) -> None:
+        """Use a tier no more, for writing or at all; the lock is held."""
+        if level.fence is not None and (level.fence.reads or not reads):
+            return
+        level.fence = Fence(reason, reads)
+        what = "not used any more" if reads else "not written to any more"
+        _log.error("tier %s is %s: %s", level.name, what, reason)
+        self.events.append_tier(Kind.FENCED if reads else Kind.SEALED, level.name, reason)
+        self.on_fence(level)
+
+    # Telling.
+
+    def tally(self, counted: Counted, level: Level, stamps: Sequence[Stamp]) -> None:
+        """Count blocks of a tier by tenant."""
+        block_bytes = self.layout.block_bytes
+        tenants = [stamp.tenant for stamp in stamps]
+        for tenant, number in Counter(tenants).items():
+            self.metrics.count(
+                counted, number, tier=level.name, tenant=tenant, size_bytes=number * block_bytes
+            )
+
+    def note(
+        self, name: str, category: "Category", start_ns: int, end_ns: int, blocks: int
+    ) -> None:
+        """A span for the timeline, if somebody draws one."""
+        if self.spans is not None:
+            self.spans.note(name, category, start_ns, end_ns, blocks * self.layout.block_bytes)

@@ -1,0 +1,135 @@
+"""The caller's memory: where blocks come from and go to.
+
+Host memory is handled here. Memory of a device is behind the `Rows` protocol
+(kvbench.store.device): the store hands it host memory and lets it do the copying.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from kvbench.errors import UsageError
+from kvbench.store.block import Bytes, Layout
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """One row for each block of a request, in memory of any kind. Used by one thread a row."""
+
+    def __len__(self) -> int: ...
+
+    def send(self, index: int, out: Bytes) -> None:
+        """Copy a row into host memory of uint8 [block_bytes]; the bytes are there on return."""
+        ...
+
+    def receive(self, index: int, part: int | None, data: Bytes) -> None:
+        """Copy a block, or one part of it, into a row; `data` may be used again on return."""
+        ...
+
+    def finish(self, indexes: Sequence[int], part: int | None) -> None:
+        """These rows (or that part of them) were received: return once they can be used."""
+        ...
+
+
+class RowsError(Exception):
+    """The caller's memory failed: neither a tier nor a block is to blame."""
+
+
+class OtherRows:
+    """Rows of another kind, whose every error is a `RowsError`."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def send(self, index: int, out: Bytes) -> None:
+        """See `Rows.send`."""
+        with _blamed():
+            self._rows.send(index, out)
+
+    def receive(self, index: int, part: int | None, data: Bytes) -> None:
+        """See `Rows.receive`."""
+        with _blamed():
+            self._rows.receive(index, part, data)
+
+    def finish(self, indexes: Sequence[int], part: int | None) -> None:
+        """See `Rows.finish`."""
+        with _blamed():
+            self._rows.finish(indexes, part)
+
+
+@contextlib.contextmanager
+def _blamed() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the caller's code: anything
+        raise RowsError(f"the rows failed: {type(error).__name__}: {error}") from error
+
+
+class HostRows:
+    """Rows that are arrays in host memory, each uint8 [block_bytes] and contiguous."""
+
+    def __init__(self, arrays: Sequence[Bytes], layout: Layout) -> None:
+        self.arrays = arrays
+        self._layout = layout
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def send(self, index: int, out: Bytes) -> None:
+        """Copy a row out."""
+        np.copyto(out, self.arrays[index])
+
+    def receive(self, index: int, part: int | None, data: Bytes) -> None:
+        """Copy a block or a part of it in."""
+        np.copyto(self.target(index, part), data)
+
+    def finish(self, indexes: Sequence[int], part: int | None) -> None:
+        """Nothing is left to do."""
+
+    def target(self, index: int, part: int | None) -> Bytes:
+        """The memory of a row, or of one part of it."""
+        row = self.arrays[index]
+        return row if part is None else self._layout.part(row, part)
+
+
+def as_rows(rows: object, count: int, layout: Layout, *, filled: bool) -> Rows:
+    """What the caller gave, as rows for `count` blocks; `filled`: blocks will be copied to them.
+
+    Takes uint8 [count, block_bytes], a sequence of uint8 [block_bytes], or `Rows` of a device.
+
+    Raises:
+        UsageError: the number, dtype, shape or order of the bytes does not fit.
+    """
+    if isinstance(rows, np.ndarray) and rows.ndim != 2:  # noqa: PLR2004  rows by bytes
+        raise UsageError(f"rows have {rows.ndim} dimensions: expected uint8 [blocks, block_bytes]")
+    found = len(rows) if hasattr(rows, "__len__") else None
+    if found != count:
+        raise UsageError(f"{found} rows for {count} keys: give one row for each key")
+    if isinstance(rows, np.ndarray):
+        _check(rows[0] if count else np.empty(layout.block_bytes, np.uint8), layout, filled)
+        return HostRows(list(rows), layout)
+    if isinstance(rows, Rows):
+        return OtherRows(rows)
+    if not isinstance(rows, Sequence):
+        raise UsageError(f"rows are {type(rows).__name__}: expected NumPy arrays, or `Rows`")
+    for row in rows:
+        _check(row, layout, filled)
+    return HostRows(rows, layout)
+
+
+def _check(row: object, layout: Layout, filled: bool) -> None:
+    if (
+        not isinstance(row, np.ndarray)
+        or row.dtype != np.uint8
+        or row.shape != (layout.block_bytes,)
+        or not row.flags.c_contiguous
+    ):
+        seen = f"{row.dtype} {row.shape}" if isinstance(row, np.ndarray) else type(row).__name__
+        raise UsageError(f"a row is {seen}: expected contiguous uint8 [{layout.block_bytes}]")
+    if filled and not row.flags.writeable:
+        raise UsageError("a row is read-only: blocks cannot be copied to it")

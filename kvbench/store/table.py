@@ -1,0 +1,218 @@
+"""The slots of one tier and what may happen to them. No I/O, no threads, no clock.
+
+A slot's state changes by `TRANSITIONS` and in no other way; a pair that is not listed is an error
+of the store and raises. Only READY and LEASED slots are in the index, so a block that is not
+wholly written, or is about to go, is never found.
+
+```text
+            reserve            stored            lease
+    FREE ───────────▶ WRITING ────────▶ READY ◀────────▶ LEASED(n)
+      ▲                  │ failed         │ evict  release   │ doom
+      │ emptied          ▼                ▼                  ▼
+      └─────────────── EVICTING ◀─────────┴──────────── DOOMED(n)
+                         │ condemn              release of the last lease
+                         ▼
+                    QUARANTINED
+```
+
+The caller holds the store's lock.
+"""
+
+import enum
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import repeat
+
+import numpy as np
+
+from kvbench.store.block import Stamp
+from kvbench.store.tier import Recovered
+
+
+class State(enum.IntEnum):
+    """What a slot is."""
+
+    FREE = 0
+    WRITING = 1  # somebody puts a block into it
+    READY = 2  # whole and checksummed; may be read, may go
+    LEASED = 3  # as READY, and somebody reads or means to: does not go
+    DOOMED = 4  # found damaged while leased: nobody new finds it
+    EVICTING = 5  # out of the index; its tier has yet to forget it
+    QUARANTINED = 6  # never used again
+
+
+class Step(enum.Enum):
+    """What happens to a slot."""
+
+    RESERVE = "reserve"
+    STORED = "stored"
+    FAILED = "failed"
+    LEASE = "lease"
+    RELEASE = "release"  # of the last lease
+    EVICT = "evict"
+    DOOM = "doom"
+    EMPTIED = "emptied"
+    CONDEMN = "condemn"
+
+
+TRANSITIONS: dict[State, dict[Step, State]] = {
+    State.FREE: {Step.RESERVE: State.WRITING},
+    State.WRITING: {Step.STORED: State.READY, Step.FAILED: State.EVICTING},
+    State.READY: {
+        Step.LEASE: State.LEASED,
+        Step.EVICT: State.EVICTING,
+        Step.DOOM: State.EVICTING,
+    },
+    State.LEASED: {
+        Step.LEASE: State.LEASED,
+        Step.RELEASE: State.READY,
+        Step.DOOM: State.DOOMED,
+    },
+    State.DOOMED: {Step.RELEASE: State.EVICTING},
+    State.EVICTING: {Step.EMPTIED: State.FREE, Step.CONDEMN: State.QUARANTINED},
+    State.QUARANTINED: {},
+}
+
+
+_AFTER = [TRANSITIONS[state] for state in sorted(State)]  # the same, by a state's number
+
+
+class SlotTable:
+    """The slots of one tier, which block each holds, and who is using it."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.index: dict[bytes, int] = {}  # READY and LEASED slots by key
+        self.writing: dict[bytes, int] = {}  # WRITING slots by key
+        self._state = bytearray(slots)  # all FREE
+        self._leases = [0] * slots
+        self._stamps: list[Stamp | None] = [None] * slots
+        self._free = list(range(slots - 1, -1, -1))  # lowest first: neighbours make one transfer
+
+    def state(self, slot: int) -> State:
+        """The slot's state."""
+        return State(self._state[slot])
+
+    def leases(self, slot: int) -> int:
+        """How many hold the slot."""
+        return self._leases[slot]
+
+    def stamp(self, slot: int) -> Stamp:
+        """What is known of the block in a slot that is not FREE.
+
+        `sums` are empty if it was recovered: checksums stay in the records.
+        """
+        stamp = self._stamps[slot]
+        assert stamp is not None, f"slot {slot} is {self.state(slot).name} and holds no block"
+        return stamp
+
+    @property
+    def free(self) -> int:
+        """Slots that can be reserved at once."""
+        return len(self._free)
+
+    def counts(self) -> dict[str, int]:
+        """How many slots are in each state, by its name."""
+        return {state.name: self._state.count(state) for state in State}
+
+    def reserve(self, stamp: Stamp) -> int | None:
+        """A free slot for this block, WRITING from now on; None if there is none."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._step(slot, Step.RESERVE)
+        self._stamps[slot] = stamp
+        self.writing[stamp.key] = slot
+        return slot
+
+    def stored(self, slot: int, stamp: Stamp) -> None:
+        """The block is whole, with these checksums: it can be found from now on."""
+        self._step(slot, Step.STORED)
+        del self.writing[stamp.key]
+        self._stamps[slot] = stamp
+        self.index[stamp.key] = slot
+
+    def failed(self, slot: int) -> None:
+        """The write did not succeed; the slot is EVICTING."""
+        self._step(slot, Step.FAILED)
+        del self.writing[self.stamp(slot).key]
+
+    # The next two are what a lookup costs, so they take the two commonest steps without `_step`.
+
+    def lease(self, slots: Iterable[int]) -> None:
+        """One more holder of each of these slots, which the index has just named."""
+        state, leases, leased = self._state, self._leases, int(State.LEASED)
+        for slot in slots:
+            if not leases[slot]:
+                state[slot] = leased
+            leases[slot] += 1
+
+    def release(self, slots: Iterable[int]) -> list[int]:
+        """One holder less of each; the doomed slots that are EVICTING now."""
+        state, leases = self._state, self._leases
+        leased, ready = int(State.LEASED), int(State.READY)
+        emptying: list[int] = []
+        for slot in slots:
+            leases[slot] -= 1
+            if leases[slot]:
+                continue
+            if state[slot] == leased:
+                state[slot] = ready
+            else:
+                self._step(slot, Step.RELEASE)
+                emptying.append(slot)
+        return emptying
+
+    def evict(self, slot: int) -> Stamp:
+        """Take a READY block out of the index; the slot is EVICTING."""
+        self._step(slot, Step.EVICT)
+        return self._unlisted(slot)
+
+    def doom(self, slot: int) -> bool:
+        """Take a damaged block out of the index. A slot that is doomed already stays so.
+
+        True if the slot is EVICTING now, and not only when the last lease ends.
+        """
+        if self._state[slot] == State.DOOMED:
+            return False
+        self._step(slot, Step.DOOM)
+        self._unlisted(slot)
+        return self._state[slot] == State.EVICTING
+
+    def emptied(self, slots: Sequence[int]) -> None:
+        """EVICTING slots that their tier has forgotten are FREE."""
+        for slot in slots:
+            self._step(slot, Step.EMPTIED)
+            self._stamps[slot] = None
+        self._free.extend(sorted(slots, reverse=True))
+
+    def condemn(self, slot: int) -> None:
+        """An EVICTING slot is never used again."""
+        self._step(slot, Step.CONDEMN)
+        self._stamps[slot] = None
+
+    def restore(self, found: Recovered) -> None:
+        """Take over what a tier recovered. Only on a table that was never used."""
+        # A million at a time: no loop of Python where a column can be moved whole.
+        self.index = dict(zip(found.keys, found.slots, strict=True))
+        stamps = map(
+            partial(tuple.__new__, Stamp),
+            zip(found.keys, found.parents, found.positions, found.tenants, repeat(b"")),
+        )
+        for slot, stamp in zip(found.slots, stamps, strict=True):
+            self._stamps[slot] = stamp
+        states = np.frombuffer(self._state, np.uint8)
+        states[found.slots] = State.READY
+        states[found.quarantined] = State.QUARANTINED
+        self._free = np.flatnonzero(states == State.FREE)[::-1].tolist()
+
+    def _unlisted(self, slot: int) -> Stamp:
+        stamp = self.stamp(slot)
+        del self.index[stamp.key]
+        return stamp
+
+    def _step(self, slot: int, step: Step) -> None:
+        after = _AFTER[self._state[slot]].get(step)
+        if after is None:
+            raise AssertionError(f"{step.value} of slot {slot}, which is {self.state(slot).name}")
+        self._state[slot] = after

@@ -1,0 +1,157 @@
+"""Threads that move bytes, and one that watches the clock. Every queue has a limit.
+
+A worker never waits for another worker of its pool. A task that raises is a bug: it is logged,
+reported to the task, and the thread goes on. Threads are daemons: one that hangs in a dead drive
+keeps nobody from leaving.
+"""
+
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+_log = logging.getLogger("kvbench.store")
+JOIN_S = 5.0  # how long closing waits for a thread; it is then left to its drive
+
+
+class Task(Protocol):
+    """A piece of work for a pool."""
+
+    def run(self) -> None:
+        """Do it, on a worker's thread."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """It was not done: the queue was cleared, or it raised."""
+        ...
+
+
+class Workers:
+    """So many threads and a queue of tasks with a limit."""
+
+    def __init__(self, name: str, threads: int, *, limit: int) -> None:
+        self.name = name
+        self.limit = limit
+        self._tasks: deque[Task] = deque()
+        self._condition = threading.Condition()
+        self._open = True
+        self._busy: dict[int, float] = {}  # thread → since when, on the monotonic clock
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Tasks that wait."""
+        return len(self._tasks)
+
+    @property
+    def threads(self) -> int:
+        """How many threads it has."""
+        return len(self._threads)
+
+    def submit(self, task: Task) -> bool:
+        """Queue a task; False if the queue is full or closed, and then nothing happens."""
+        with self._condition:
+            if not self._open or len(self._tasks) >= self.limit:
+                return False
+            self._tasks.append(task)
+            self._condition.notify()
+        return True
+
+    def beat(self) -> None:
+        """Called by a long task between its parts: it is not stuck."""
+        with self._condition:
+            self._busy[threading.get_ident()] = time.monotonic()
+
+    def busy_longest_s(self) -> float:
+        """How long the oldest task under way has been running; 0 if there is none."""
+        with self._condition:
+            since = min(self._busy.values(), default=None)
+        return 0.0 if since is None else time.monotonic() - since
+
+    def clear(self, reason: str) -> None:
+        """Fail all tasks that wait."""
+        with self._condition:
+            waiting = list(self._tasks)
+            self._tasks.clear()
+        for task in waiting:
+            task.fail(reason)
+
+    def close(self) -> bool:
+        """Finish what is queued and end the threads; False if one still hangs after a while."""
+        with self._condition:
+            self._open = False
+            self._condition.notify_all()
+        end = time.monotonic() + JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        me = threading.get_ident()
+        while True:
+            with self._condition:
+                self._busy.pop(me, None)
+                while not self._tasks:
+                    if not self._open:
+                        return
+                    self._condition.wait()
+                task = self._tasks.popleft()
+                self._busy[me] = time.monotonic()
+            try:
+                task.run()
+            except Exception as error:  # noqa: BLE001  a bug in one task must not end the pool
+                _log.exception("%s: a task failed", self.name)
+                task.fail(f"{type(error).__name__}: {error}")
+            del task  # or its buffers would live until the next one comes
+
+
+class Alarm:
+    """Calls functions at points of the monotonic clock, on one thread of its own.
+
+    What it calls must be quick and must not raise.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._condition = threading.Condition()
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = 0
+        self._open = True
+        self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
+        self._thread.start()
+
+    def at(self, when_s: float, call: Callable[[], None]) -> None:
+        """Call it once `time.monotonic()` has reached `when_s`."""
+        with self._condition:
+            self._serial += 1
+            heapq.heappush(self._heap, (when_s, self._serial, call))
+            if self._heap[0][1] == self._serial:
+                self._condition.notify()
+
+    def close(self) -> None:
+        """Call nothing any more."""
+        with self._condition:
+            self._open = False
+            self._condition.notify()
+        self._thread.join(JOIN_S)
+
+    def _watch(self) -> None:
+        while True:
+            with self._condition:
+                while self._open and not (self._heap and self._heap[0][0] <= time.monotonic()):
+                    wait_s = self._heap[0][0] - time.monotonic() if self._heap else None
+                    self._condition.wait(wait_s)
+                if not self._open:
+                    return
+                _, _, call = heapq.heappop(self._heap)
+            try:
+                call()
+            except Exception:  # noqa: BLE001  or no deadline would ever pass again
+                _log.exception("a call of the clock failed")
