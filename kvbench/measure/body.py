@@ -59,7 +59,7 @@ class Watch:
 
     files: tuple[Path, ...]
     stat_path: Path | None  # /sys/block/*/stat of the device below
-    direction: str  # "read" | "write"
+    direction: str  # "read" | "write" | "both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,15 @@ class Body(Protocol):
 
     def tear_down(self) -> None:
         """Release everything; called also after a failure in `set_up`."""
+        ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A body whose bytes come from a drive: every stream, and steps that say so."""
+
+    def watch(self) -> Watch | None:
+        """The files and device counters that tell where the bytes really came from."""
         ...
 
 

@@ -41,7 +41,10 @@ def resident_share(path: Path) -> float | None:
 
 
 def device_bytes(stat_path: Path | None, direction: str) -> int | None:
-    """Bytes that a block device has read or written since boot; None without a counter."""
+    """Bytes that a block device has moved since boot; None without a counter.
+
+    `direction` is "read", "write" or "both".
+    """
     if stat_path is None:
         return None
     try:
@@ -53,8 +56,12 @@ def device_bytes(stat_path: Path | None, direction: str) -> int | None:
         with contextlib.suppress(OSError):
             if (queue / "iostats").read_text(encoding="ascii").strip() == "0":
                 return None  # counting is switched off: the numbers stand still
-    column = _READ_SECTORS if direction == "read" else _WRITTEN_SECTORS
-    return int(columns[column]) * SECTOR_BYTES if column < len(columns) else None
+    wanted = {"read": [_READ_SECTORS], "write": [_WRITTEN_SECTORS]}.get(
+        direction, [_READ_SECTORS, _WRITTEN_SECTORS]
+    )
+    if max(wanted) >= len(columns):
+        return None
+    return sum(int(columns[column]) for column in wanted) * SECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ FIGURES = (
     "path_observed",
 )
 LIMIT_TOLERANCE = 1.05  # above the speed of light the measurement is wrong until shown otherwise
+READS = frozenset({"read", "get", "restore"})
 RESIDENT_TOLERANCE = 0.01  # share of a file in the page cache before a read that claims to be cold
 OTHERS = 1.2  # a device that moved this many times the payload worked for others too
 DEVICE_TOLERANCE = 0.90  # a device that moved less than this of the payload did not serve it all
@@ -156,7 +157,7 @@ def _cached(row: Row) -> Verdict:
     if row.tier != "nvme" or row.state is State.SIMULATED:
         return None
     resident = max((process.resident_before or 0.0 for process in row.processes), default=0.0)
-    if row.operation == "read" and resident > RESIDENT_TOLERANCE:
+    if row.operation in READS and resident > RESIDENT_TOLERANCE:
         return (
             State.INVALID,
             "page_cache_resident",
@@ -167,7 +168,7 @@ def _cached(row: Row) -> Verdict:
     share = min(_device_shares(row))  # each process by itself: others must not vouch for one
     if share >= DEVICE_TOLERANCE:
         return None
-    verb = "read" if row.operation == "read" else "written"
+    verb = "read" if row.operation in READS else "written"
     text = f"the device had {verb} only {share:.0%} of the bytes when the clock stopped"
     if row.operation == "write" and row.path_observed != row.path_requested:
         return State.DEGRADED, "device_bytes", f"{text}: they were still in the page cache"
@@ -203,7 +204,7 @@ def _unconfirmed(row: Row) -> Verdict:
         text = "no device counters here: a cache above the drive may have served these bytes"
         return State.DEGRADED, "unconfirmed", text
     after = max((process.resident_after or 0.0 for process in row.processes), default=0.0)
-    if row.operation == "read" and after > RESIDENT_TOLERANCE:
+    if row.operation in READS and after > RESIDENT_TOLERANCE:
         text = f"{after:.0%} of the file came into the page cache while it was read past it"
         return State.DEGRADED, "page_cache_resident", text
     return None

@@ -23,7 +23,7 @@ import numpy as np
 from kvbench.errors import CorruptDataError, KvbenchError, TierUnavailableError
 from kvbench.geometry import KVGeometry
 from kvbench.machine import Machine
-from kvbench.measure.body import Body, Context, StepBody, StreamBody, Watch
+from kvbench.measure.body import Body, Context, StepBody, StreamBody, Watch, Watched
 from kvbench.measure.clock import Clock, CudaClock, FakeClock, HostClock, Stretched
 from kvbench.measure.evidence import device_bytes, resident_share
 from kvbench.measure.latency import encode, thin
@@ -194,7 +194,7 @@ def _measure(
     send(Phase("set up"))
     body.set_up(context_of(assignment))
     send(Phase("measure"))
-    watch = body.watch() if isinstance(body, StreamBody) else None
+    watch = body.watch() if isinstance(body, Watched) else None
     before = _look(watch)
     gc.collect()
     gc.disable()  # a collection inside a sample would be charged to the tier

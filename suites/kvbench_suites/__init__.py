@@ -7,7 +7,16 @@ from pathlib import Path
 
 from kvbench.errors import UsageError
 from kvbench.measure.suite import Operation, Suite
-from kvbench_suites import dram, everything, hbm, interference, kernel_suite, kernels, nvme
+from kvbench_suites import (
+    dram,
+    everything,
+    hbm,
+    interference,
+    kernel_suite,
+    kernels,
+    nvme,
+    store,
+)
 from kvbench_suites.toml_file import load_suite
 
 SUITES: tuple[Suite, ...] = (
@@ -18,6 +27,7 @@ SUITES: tuple[Suite, ...] = (
     kernel_suite.SUITE,
     dram.SUITE,
     nvme.SUITE,
+    store.SUITE,
     interference.SUITE,
 )
 OPERATIONS: tuple[Operation, ...] = (
@@ -25,6 +35,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *kernels.OPERATIONS,
     *dram.OPERATIONS,
     *nvme.OPERATIONS,
+    *store.OPERATIONS,
 )
 
 
