@@ -27,7 +27,7 @@ FIGURES = (
     "path_observed",
 )
 LIMIT_TOLERANCE = 1.05  # above the speed of light the measurement is wrong until shown otherwise
-READS = frozenset({"read", "get", "restore"})
+READS = frozenset({"read", "get", "restore_tokens"})
 RESIDENT_TOLERANCE = 0.01  # share of a file in the page cache before a read that claims to be cold
 OTHERS = 1.2  # a device that moved this many times the payload worked for others too
 DEVICE_TOLERANCE = 0.90  # a device that moved less than this of the payload did not serve it all

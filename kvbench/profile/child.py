@@ -25,6 +25,7 @@ from kvbench.profile.slices import IO, MOST_SLICES, PYTHON, STEP, WAIT, Batch, R
 from kvbench.profile.torch_tracer import TorchTracer
 from kvbench.store.kvikio_file import KvikioFile
 from kvbench.store.posix import BlockFile
+from kvbench.store.spans import Spanned
 
 POLL_S = 0.01
 LEAST_WARMUPS = 2
@@ -80,6 +81,8 @@ def record(
     recorder = Recorder("kvbench")
     operation_bytes = body.operation_bytes if isinstance(body, StreamBody) else 0
     recorder.watch_object(body, getattr(type(body), "timeline", {}), operation_bytes)
+    if isinstance(body, Spanned):
+        body.spans_into(recorder)  # the body's stores tell of their requests themselves
     torch = TorchTracer() if tracer == "torch" else None
     proton = ProtonTracer() if tracer == "proton" else None
     with contextlib.ExitStack() as stack:

@@ -16,11 +16,11 @@ from kvbench.profile.slices import Slice, Track
 
 _Arguments = ParamSpec("_Arguments")
 _Returned = TypeVar("_Returned")
-_Noted = tuple[str, str, int, int, int]  # name, category, start, end, bytes
+_Noted = tuple[str, str, int, int, int, int]  # name, category, start, end, bytes, request
 
 
 class Recorder:
-    """Slices of all threads of this process, until it is closed."""
+    """Slices of all threads of this process, until it is closed; also the spans of stores."""
 
     def __init__(self, process: str) -> None:
         self._process = process
@@ -30,11 +30,17 @@ class Recorder:
         self._notes: list[tuple[Track, list[_Noted]]] = []
 
     def note(
-        self, name: str, category: str, start_ns: int, end_ns: int, size_bytes: int = 0
+        self,
+        name: str,
+        category: str,
+        start_ns: int,
+        end_ns: int,
+        size_bytes: int = 0,
+        request: int = 0,
     ) -> None:
-        """One slice of the calling thread."""
+        """One slice of the calling thread, or of a request."""
         if self._open:
-            self._list().append((name, category, start_ns, end_ns, size_bytes))
+            self._list().append((name, category, start_ns, end_ns, size_bytes, request))
 
     def wrapped(
         self,
@@ -91,9 +97,9 @@ class Recorder:
     def taken(self) -> tuple[list[Track], list[Slice]]:
         """What was recorded; a slice's track is its place in the list of tracks."""
         slices = [
-            Slice(number, *noted)
+            Slice(number, name, category, start_ns, end_ns, size_bytes, request=request)
             for number, (_, notes) in enumerate(self._notes)
-            for noted in list(notes)
+            for name, category, start_ns, end_ns, size_bytes, request in list(notes)
         ]
         return [track for track, _ in self._notes], slices
 

@@ -1,6 +1,7 @@
 """What was recorded: slices of time on tracks, and the window that is looked at.
 
-A track is one thread, or one stream of a GPU. Slices of a track lie inside each other or apart.
+A track is one thread, or one stream of a GPU. Slices of a track lie inside each other or apart,
+but for those of requests to a store: these overlap, and their track only says who noted them.
 Times are nanoseconds of `time.perf_counter_ns` in the process that was recorded.
 """
 
@@ -15,7 +16,9 @@ MOST_SLICES = 200_000  # about 25 MB of JSON, which the Perfetto viewer still op
 # What a slice is, the first that any track is in deciding what an instant is called. A step is
 # the unit of work whose payload counts; outside its inner slices it is Python's time.
 KERNEL, COPY, IO, STEP, PYTHON, WAIT = "kernel", "copy", "io", "step", "python", "wait"
-CATEGORIES = (KERNEL, COPY, IO, STEP, PYTHON, WAIT)
+# Not of a thread: a request to a store, or a phase of one. It names no instant; these overlap.
+REQUEST = "request"
+CATEGORIES = (KERNEL, COPY, IO, STEP, PYTHON, WAIT, REQUEST)
 
 
 class Track(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +40,7 @@ class Slice(msgspec.Struct, frozen=True, array_like=True):
     end_ns: int
     size_bytes: int = 0
     cut: str = ""  # "start" | "end" | "both": reaches beyond the window at that side
+    request: int = 0  # of the category REQUEST: which one; 0 is one that has no other slices
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
@@ -83,6 +87,24 @@ def windowed(recording: Recording, most: int = MOST_SLICES) -> Recording:
         stopped_by=stopped_by,
         slices=[_cut(each, first_ns, last_ns) for each in inside],
     )
+
+
+def lines(slices: list[Slice]) -> list[list[Slice]]:
+    """The same in as few lists as this order needs, in each of which they nest or lie apart."""
+    result: list[list[Slice]] = []
+    open_ends_ns: list[list[int]] = []  # of the slices of each list that enclose this moment
+    for each in sorted(slices, key=lambda one: (one.start_ns, -one.end_ns)):
+        for ends_ns in open_ends_ns:
+            while ends_ns and ends_ns[-1] <= each.start_ns:
+                ends_ns.pop()
+        room = (n for n, ends in enumerate(open_ends_ns) if not ends or each.end_ns <= ends[-1])
+        line = next(room, len(result))
+        if line == len(result):
+            result.append([])
+            open_ends_ns.append([])
+        result[line].append(each)
+        open_ends_ns[line].append(each.end_ns)
+    return result
 
 
 def nested(slices: list[Slice]) -> list[Slice]:

@@ -3,7 +3,8 @@
 Wall time is given to one part at each instant, so that the parts sum to it: the first of kernel,
 copy, I/O, Python that any thread or stream is in, its innermost slice deciding; idle is the rest.
 So "I/O wait" means that something was in flight and nothing moved bytes in memory meanwhile, and
-not that Python was free: what each thread did is told apart from that.
+not that Python was free: what each thread did is told apart from that. Requests to a store are no
+thread's time, and have a list of their own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +37,10 @@ class ThreadUse:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """I/O calls of one name that lie wholly inside the window. A percentile may lack samples."""
+    """I/O calls, or requests, of one name that lie wholly inside the window.
+
+    A percentile may lack samples.
+    """
 
     name: str
     count: int
@@ -54,6 +58,7 @@ class Summary:
     threads: tuple[ThreadUse, ...]
     payload_bytes: int  # of steps and operations that ended inside the window
     calls: tuple[Calls, ...]
+    requests: tuple[Calls, ...] = ()  # to a store, and their phases
 
     @property
     def bytes_per_s(self) -> float:
@@ -71,9 +76,9 @@ def summarise(trace: Mapping[str, Any]) -> Summary:
         key = (event["pid"], event["tid"])
         if event["ph"] == "X":
             tracks.setdefault(key, []).append(event)
-        elif event["name"] == "thread_name":
+        elif event["ph"] == "M" and event["name"] == "thread_name":
             names[key] = event["args"]["name"]
-        elif event["name"] == "process_name":
+        elif event["ph"] == "M" and event["name"] == "process_name":
             processes[event["pid"]] = event["args"]["name"]
     segments = {key: innermost(tracks[key]) for key in names if key in tracks}
     return Summary(
@@ -85,6 +90,7 @@ def summarise(trace: Mapping[str, Any]) -> Summary:
         ),
         payload_bytes=_payload_bytes(trace["traceEvents"]),
         calls=_calls(trace["traceEvents"]),
+        requests=_requests(trace["traceEvents"]),
     )
 
 
@@ -155,6 +161,24 @@ def _calls(events: Iterable[Mapping[str, Any]]) -> tuple[Calls, ...]:
     for event in events:
         if event.get("cat") == IO and "cut" not in event.get("args", {}):
             durations.setdefault(event["name"], []).append(_ns(event["dur"]))
+    return _of_each_name(durations)
+
+
+def _requests(events: Iterable[Mapping[str, Any]]) -> tuple[Calls, ...]:
+    durations: dict[str, list[int]] = {}
+    open_: dict[str, list[Mapping[str, Any]]] = {}
+    for event in events:
+        if event["ph"] == "b":
+            durations.setdefault(event["name"], [])  # a request before its phases
+            open_.setdefault(event["id2"]["local"], []).append(event)
+        elif event["ph"] == "e":
+            began = open_[event["id2"]["local"]].pop()
+            if "cut" not in began.get("args", {}):
+                durations[event["name"]].append(_ns(event["ts"]) - _ns(began["ts"]))
+    return _of_each_name({name: each for name, each in durations.items() if each})
+
+
+def _of_each_name(durations: Mapping[str, list[int]]) -> tuple[Calls, ...]:
     return tuple(
         Calls(
             name=name,

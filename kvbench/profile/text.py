@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvbench.profile.slices import COPY, IO, KERNEL, PYTHON
-from kvbench.profile.summary import IDLE, PARTS, Summary, ThreadUse
+from kvbench.profile.summary import IDLE, PARTS, Calls, Summary, ThreadUse
 from kvbench.units import format_bytes, format_rate
 
 LABELS = {KERNEL: "GPU kernel", COPY: "copy", IO: "I/O wait", PYTHON: "Python", IDLE: "idle"}
@@ -29,7 +29,8 @@ def render(summary: Summary, about: Mapping[str, Any], width: int) -> Iterator[s
     yield from _wall(summary, width)
     yield ""
     yield from _threads(summary, width)
-    yield from _calls(summary, width)
+    yield from _calls("I/O call", summary.calls, width)
+    yield from _calls("request", summary.requests, width)
     yield ""
     yield _verdict(summary)
     yield (
@@ -77,15 +78,15 @@ def _threads(summary: Summary, width: int) -> Iterator[str]:
     yield from _columns([("thread", 24), *((LABELS[part], 11) for part in PARTS)], rows, width)
 
 
-def _calls(summary: Summary, width: int) -> Iterator[str]:
-    if not summary.calls:
+def _calls(title: str, calls: Sequence[Calls], width: int) -> Iterator[str]:
+    if not calls:
         return
     yield ""
     yield from _columns(
-        [("I/O call", 14), ("count", 10), ("p50", 12), ("p99", 12), ("longest", 12)],
+        [(title, 14), ("count", 10), ("p50", 12), ("p99", 12), ("longest", 12)],
         [
             (each.name, str(each.count), _us(each.p50_s), _us(each.p99_s), _us(each.max_s))
-            for each in summary.calls
+            for each in calls
         ],
         width,
     )

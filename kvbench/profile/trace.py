@@ -1,16 +1,19 @@
 """A recording as a Chrome trace: the JSON that Perfetto, `vizviewer` and chrome://tracing open.
 
-Only complete events ("X") and metadata ("M") are used; times are microseconds from the beginning
-of the window, with three decimals, so that no nanosecond is lost. Writes no file.
+Threads and streams are complete events ("X"); requests to a store, which overlap, are pairs of
+nestable asynchronous ones ("b", "e"), an `id2` for each line of one request; the rest is metadata
+("M"). Times are microseconds from the beginning of the window, with three decimals, so that no
+nanosecond is lost. Writes no file.
 Format: "Trace Event Format", Google, 2016.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from kvbench.profile.slices import Recording, Slice, Track
+from kvbench.profile.slices import REQUEST, Recording, Slice, Track, lines
 
 SCHEMA = "kvbench.trace/1"
 NS_PER_US = 1000
@@ -39,7 +42,9 @@ def chrome_trace(recording: Recording, about: dict[str, Any]) -> dict[str, Any]:
             *(
                 _event(each, recording.tracks[each.track], recording.start_ns)
                 for each in recording.slices
+                if each.category != REQUEST
             ),
+            *_requests(recording),
         ],
     }
 
@@ -75,9 +80,7 @@ def _place(track: Track) -> tuple[int, bool, list[tuple[int, str]]]:
 
 
 def _event(each: Slice, track: Track, zero_ns: int) -> dict[str, Any]:
-    args: dict[str, Any] = {"bytes": each.size_bytes} if each.size_bytes else {}
-    if each.cut:
-        args["cut"] = each.cut
+    args = _args(each)
     event: dict[str, Any] = {
         "ph": "X",
         "name": each.name,
@@ -88,3 +91,51 @@ def _event(each: Slice, track: Track, zero_ns: int) -> dict[str, Any]:
         "tid": track.tid,
     }
     return {**event, "args": args} if args else event
+
+
+def _args(each: Slice) -> dict[str, Any]:
+    args: dict[str, Any] = {"bytes": each.size_bytes} if each.size_bytes else {}
+    if each.cut:
+        args["cut"] = each.cut
+    return args
+
+
+def _requests(recording: Recording) -> Iterator[dict[str, Any]]:
+    """Each request around its phases, line after line.
+
+    Two phases of one request that overlap, such as reads from two tiers, need a line each.
+    """
+    groups: dict[int, list[Slice]] = {}
+    for number, each in enumerate(recording.slices):
+        if each.category == REQUEST:
+            groups.setdefault(each.request or -1 - number, []).append(each)
+    every = [line for group in groups.values() for line in lines(group)]
+    for number, line in enumerate(every, 1):
+        yield from _line(line, str(number), recording)
+
+
+def _line(line: list[Slice], name: str, recording: Recording) -> Iterator[dict[str, Any]]:
+    """Slices in order, each begun within or after the one before: their pairs, in order."""
+
+    def half(phase: str, each: Slice) -> dict[str, Any]:
+        ns = each.start_ns if phase == "b" else each.end_ns
+        track = recording.tracks[each.track]
+        return {
+            "ph": phase,
+            "name": each.name,
+            "cat": REQUEST,
+            "id2": {"local": name},
+            "ts": (ns - recording.start_ns) / NS_PER_US,
+            "pid": track.pid,
+            "tid": track.tid,
+        }
+
+    open_: list[Slice] = []
+    for each in line:
+        while open_ and open_[-1].end_ns <= each.start_ns:
+            yield half("e", open_.pop())
+        args = {**_args(each), **({"request": each.request} if each.request else {})}
+        yield {**half("b", each), **({"args": args} if args else {})}
+        open_.append(each)
+    while open_:
+        yield half("e", open_.pop())

@@ -77,7 +77,7 @@ def _label(params: Mapping[str, Value]) -> str:
         f"qd{params['queue_depth']}",
     ]
     if "gets_percent" in params:
-        parts.append(f"{params['gets_percent']}%get")
+        parts.append(f"get{params['gets_percent']}")
     return "/".join(parts)
 
 
@@ -103,16 +103,21 @@ def _limit(params: Mapping[str, Value], machine: Machine) -> Limit:
     if params["tier"] == "nvme":
         return nvme.READ.limit(params, machine)
     if params["tier"] == "dram":
-        return dram.COPY.limit(params, machine)
+        return dram.COPY.limit({"cpu_node": -1, "memory_node": -1}, machine)
     return None, "the link between GPU and host is measured by suite hbm"
 
 
 def _operations(
-    verb: str, meaning: str, body: str, *more: Parameter, whole: bool = False
+    verb: str,
+    meaning: str,
+    body: str,
+    *more: Parameter,
+    whole: bool = False,
+    tiers: Sequence[str] = TIERS,
 ) -> dict[str, Operation]:
     """One operation for each tier, as `nvme.get`; `whole` ones take a prefix and no batch."""
     made: dict[str, Operation] = {}
-    for tier in TIERS:
+    for tier in tiers:
         where = Parameter(
             name="tier",
             kind=Kind.CHOICE,
@@ -143,10 +148,17 @@ GET = _operations("get", "get blocks into host memory, checked", "Get")
 PUT = _operations("put", "put new blocks, for which old ones give way; on a drive flushed", "Put")
 MIXED = _operations("mixed", "requests that get and requests that put", "Mixed", _GETS)
 LOOKUP = _operations(
-    "lookup", "lease blocks and release them; the payload are keys of 32 bytes", "Lookup"
+    "lookup",
+    "lease blocks and release them; the payload are keys of 32 bytes",
+    "Lookup",
+    tiers=("dram",),  # an index is memory, wherever the blocks are
 )
 RESTORE = _operations(
-    "restore", "bring a prefix back: lookup, get, all there", "Restore", *_RESTORED, whole=True
+    "restore_tokens",
+    "bring a prefix back: lookup, get, all there",
+    "Restore",
+    *_RESTORED,
+    whole=True,
 )
 
 
@@ -180,7 +192,9 @@ def build(geometry: KVGeometry, machine: Machine) -> Sequence[Case]:
 
 
 OPERATIONS = tuple(
-    operations[tier] for operations in (GET, PUT, MIXED, LOOKUP, RESTORE) for tier in TIERS
+    operation
+    for operations in (GET, PUT, MIXED, LOOKUP, RESTORE)
+    for operation in operations.values()
 )
 SUITE = Suite(
     name="store",

@@ -2,6 +2,8 @@
 
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from kvbench.errors import TierUnavailableError
 from kvbench.measure.body import Completions, Context, Observed, Watch
 from kvbench.measure.stream import Lanes
+from kvbench.store.spans import IO, REQUEST, Spans
 
 STEP_BYTES = 1 << 16
 
@@ -74,6 +77,57 @@ class Streaming(Stepping):
 
     def _operate(self, _lane: int, _n: int) -> None:
         time.sleep(0.001)
+
+
+class Pool:
+    """As much of a store as a timeline sees: requests wait for one of two workers, who sleep."""
+
+    def __init__(self) -> None:
+        self.spans: Spans | None = None
+        self.numbers = count(1)
+        self.workers = ThreadPoolExecutor(2, thread_name_prefix="nvme")
+
+    def spans_into(self, spans: Spans) -> None:
+        self.spans = spans
+
+    def get(self, size_bytes: int) -> Future[None]:
+        number, asked_ns = next(self.numbers), time.perf_counter_ns()
+        return self.workers.submit(self._serve, number, asked_ns, size_bytes)
+
+    def _serve(self, number: int, asked_ns: int, size_bytes: int) -> None:
+        begun_ns = time.perf_counter_ns()
+        time.sleep(0.002)
+        read_ns = time.perf_counter_ns()
+        if self.spans is not None:
+            self.spans.note("batch", IO, begun_ns, read_ns, size_bytes)
+            self.spans.note("queued", REQUEST, asked_ns, begun_ns, request=number)
+            self.spans.note("read", REQUEST, begun_ns, read_ns, request=number)
+            ended_ns = time.perf_counter_ns()
+            self.spans.note("get", REQUEST, asked_ns, ended_ns, size_bytes, number)
+
+
+class Storing(Stepping):
+    """Six gets at a time from something like a store, which notes its spans itself."""
+
+    timeline: ClassVar[dict[str, str]] = {}
+
+    def set_up(self, context: Context) -> None:
+        super().set_up(context)
+        self.store = Pool()
+
+    def spans_into(self, spans: Spans) -> None:
+        self.store.spans_into(spans)
+
+    def step(self) -> int:
+        for request in [self.store.get(STEP_BYTES) for _ in range(6)]:
+            request.result()
+        return 6 * STEP_BYTES
+
+    def verify(self) -> int:
+        return 0
+
+    def tear_down(self) -> None:
+        self.store.workers.shutdown()
 
 
 class Failing(Streaming):

@@ -2,10 +2,13 @@
 
 import threading
 import time
+from typing import get_args
 
 import pytest
 
+from kvbench.profile import slices
 from kvbench.profile.recorder import Recorder
+from kvbench.store import spans
 
 
 class Drive:
@@ -98,3 +101,27 @@ def test_a_closed_recorder_keeps_what_it_has_and_takes_no_more() -> None:
     recorder.close()
     assert read(2) == 2
     assert recorder.count() == 1
+
+
+def test_a_store_can_note_its_requests_and_its_workers_time() -> None:
+    recorder = Recorder("p")
+    listener: spans.Spans = recorder
+    listener.note("get", spans.REQUEST, 5, 90, 4096, 17)
+    listener.note("read", spans.IO, 20, 80, 4096)
+    listener.note("lookup", spans.REQUEST, 1, 2)
+    (track,), found = recorder.taken()
+    assert track.tid == threading.get_native_id()
+    told = [(one.name, one.category, one.start_ns, one.end_ns, one.size_bytes) for one in found]
+    assert told == [
+        ("get", "request", 5, 90, 4096),
+        ("read", "io", 20, 80, 4096),
+        ("lookup", "request", 1, 2, 0),
+    ]
+    assert [one.request for one in found] == [17, 0, 0]
+
+
+def test_the_words_that_a_store_may_use_are_those_that_the_summary_knows() -> None:
+    words = set(get_args(spans.Category))
+    assert words == {spans.IO, spans.COPY, spans.PYTHON, spans.WAIT, spans.REQUEST}
+    assert words < set(slices.CATEGORIES)
+    assert spans.REQUEST == slices.REQUEST

@@ -129,6 +129,36 @@ def test_an_empty_window_is_idle() -> None:
     assert ms(trace_of()) == pytest.approx({"idle": 10})
 
 
+def test_requests_to_a_store_are_no_time_of_a_thread_and_no_payload() -> None:
+    work = (
+        Slice(0, "operate", "step", 2 * MS, 8 * MS, 4096),
+        Slice(0, "read", "io", 3 * MS, 7 * MS, 4096),
+    )
+    asked = (
+        Slice(0, "get", "request", 0, 9 * MS, 4096, request=1),
+        Slice(1, "get", "request", 1 * MS, 10 * MS, 4096, request=2),
+    )
+    without, beside = summarise(trace_of(*work)), summarise(trace_of(*work, *asked))
+    assert beside.parts_s == without.parts_s
+    assert beside.threads == without.threads
+    assert (beside.payload_bytes, beside.calls) == (4096, without.calls)
+
+
+def test_requests_and_their_phases_are_listed_if_they_lie_wholly_inside_the_window() -> None:
+    asked = [
+        Slice(0, "get", "request", -MS, 5 * MS, request=1),
+        Slice(0, "read", "request", 4 * MS, 5 * MS, request=1),
+        Slice(1, "get", "request", 1 * MS, 4 * MS, request=2),
+        Slice(1, "read", "request", 2 * MS, 4 * MS, request=2),
+        Slice(0, "put", "request", 9 * MS, 12 * MS),
+    ]
+    summary = summarise(trace_of(*asked))
+    listed = {each.name: (each.count, round(each.max_s * 1e9)) for each in summary.requests}
+    assert listed == {"get": (1, 3 * MS), "read": (2, 2 * MS)}
+    assert summary.calls == ()
+    assert list(listed) == ["get", "read"], "a request comes before its phases"
+
+
 @st.composite
 def nests(draw: st.DrawFn, number: int) -> list[Slice]:
     """Slices of one track that lie inside each other or apart."""

@@ -1,6 +1,7 @@
 """A case is recorded in a process of its own, and what goes wrong there is one line here."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from kvbench.units import MIB
 from kvbench_suites.dram import COPY
 from kvbench_suites.nvme import READ
 from tests.profile.bodies import STEP_BYTES
-from tests.profile.trace_format import faults, parts_ns
+from tests.profile.trace_format import faults, parts_ns, requests
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,29 @@ def test_lanes_are_recorded_on_their_own_threads_for_as_long_as_the_window(
     steps = [each for each in recording.slices if each.name == "operate"]
     assert summary.payload_bytes == 4096 * sum(each.cut in {"", "start"} for each in steps)
     assert summary.payload_bytes > 0
+
+
+def test_a_store_that_a_body_owns_is_recorded_with_a_line_for_each_request(
+    setting: Setting,
+) -> None:
+    recording = take(case("Storing"), setting, 0.3)
+    summary = summary_of(recording)
+    steps = [each for each in recording.slices if each.name == "step"]
+    lines = requests(chrome_trace(recording, {"case": "a"}))
+    whole = [line for line in lines if not any("cut" in span[3] for span in line)]
+    assert len(whole) >= 6 * (len(steps) - 2) > 6, "only the first and last step may be cut"
+    for line in whole:
+        (queued, read, get) = line
+        assert [span[0] for span in line] == ["queued", "read", "get"]
+        assert get[1] == queued[1] <= queued[2] == read[1] <= read[2] <= get[2]
+        assert get[3]["bytes"] == STEP_BYTES
+        assert len({span[3]["request"] for span in line}) == 1
+    gets = sorted(line[2][1:3] for line in whole)
+    assert any(later[0] < earlier[1] for earlier, later in pairwise(gets)), "requests overlap"
+    assert [each.name for each in summary.requests] == ["get", "queued", "read"]
+    workers = [thread.name for thread in summary.threads if thread.name.startswith("nvme")]
+    assert sorted(workers) == ["nvme_0", "nvme_1"]
+    assert summary.parts_s["io"] > 0.5 * summary.wall_s, "the workers' own spans are I/O"
 
 
 @pytest.mark.parametrize(

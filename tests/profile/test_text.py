@@ -32,6 +32,7 @@ LANES = Summary(
     ),
     payload_bytes=2**30,
     calls=(Calls("read", 1500, 0.0024, None, 0.0645),),
+    requests=(Calls("get", 700, 0.0052, None, 0.0911),),
 )
 
 
@@ -65,3 +66,11 @@ def test_where_columns_do_not_fit_each_figure_has_its_title_beside_it() -> None:
     assert "read: count 1500, p50 2400.0 µs, p99 too few, longest 64500.0 µs" in narrow
     assert "gather: launches 7, total s 0.014, mean 2000.0 µs" in narrow
     assert "I/O wait         0.990     99.0%" in narrow, "this table still fits"
+
+
+def test_requests_to_a_store_have_a_table_of_their_own() -> None:
+    wide = lines(100)
+    at = next(n for n, each in enumerate(wide) if each.startswith("request "))
+    assert wide[at].split() == ["request", "count", "p50", "p99", "longest"]
+    assert wide[at + 1].split() == ["get", "700", "5200.0", "µs", "too", "few", "91100.0", "µs"]
+    assert "get: count 700, p50 5200.0 µs, p99 too few, longest 91100.0 µs" in lines(50)

@@ -5,11 +5,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvbench.profile.slices import Slice, Track, nested, windowed
 from kvbench.profile.trace import SCHEMA, chrome_trace, encode
-from tests.profile.test_summary import MS, recording
-from tests.profile.trace_format import faults
+from tests.profile.test_summary import MS, recording, trace_of
+from tests.profile.trace_format import faults, requests
 
 
 def test_a_slice_beyond_the_window_is_cut_and_says_where() -> None:
@@ -113,3 +115,113 @@ def test_the_reader_of_these_tests_refuses_a_broken_trace(
         broken["traceEvents"].append(other)
     event.update(change)
     assert any(complaint in each for each in faults(broken)), faults(broken)
+
+
+# ---------------------------------------------------------------- requests
+
+
+def get(number: int, start_ms: int, end_ms: int, *, thread: int = 0) -> Slice:
+    return Slice(thread, "get", "request", start_ms * MS, end_ms * MS, 64, request=number)
+
+
+def phase(name: str, number: int, start_ms: int, end_ms: int, *, thread: int = 0) -> Slice:
+    return Slice(thread, name, "request", start_ms * MS, end_ms * MS, request=number)
+
+
+def test_requests_that_overlap_are_drawn_each_around_its_phases_and_on_no_thread() -> None:
+    made = trace_of(
+        get(7, 1, 5),
+        phase("queued", 7, 1, 2),
+        phase("read", 7, 2, 5, thread=1),
+        get(8, 2, 7),
+        phase("queued", 8, 2, 4),
+        phase("read", 8, 4, 7, thread=2),
+        Slice(1, "read", "io", 2 * MS, 5 * MS, 64),
+    )
+    assert faults(made) == []
+    seven, eight = {"request": 7}, {"request": 8}
+    assert requests(made) == [
+        [
+            ("queued", 1 * MS, 2 * MS, seven),
+            ("read", 2 * MS, 5 * MS, seven),
+            ("get", 1 * MS, 5 * MS, {"bytes": 64, **seven}),
+        ],
+        [
+            ("queued", 2 * MS, 4 * MS, eight),
+            ("read", 4 * MS, 7 * MS, eight),
+            ("get", 2 * MS, 7 * MS, {"bytes": 64, **eight}),
+        ],
+    ]
+    threads = [event for event in made["traceEvents"] if event["ph"] == "X"]
+    assert [event["cat"] for event in threads] == ["io"]
+
+
+def test_phases_of_one_request_that_overlap_have_a_line_each_and_the_same_number() -> None:
+    made = trace_of(get(3, 0, 9), phase("read dram", 3, 1, 4), phase("read nvme", 3, 2, 8))
+    assert faults(made) == []
+    first, second = requests(made)
+    assert [(span[0], span[3]["request"]) for span in first] == [("read dram", 3), ("get", 3)]
+    assert [(span[0], span[3]["request"]) for span in second] == [("read nvme", 3)]
+
+
+def test_requests_without_a_number_are_not_taken_for_phases_of_each_other() -> None:
+    made = trace_of(get(0, 0, 9), get(0, 1, 2), get(0, 3, 4))
+    assert faults(made) == []
+    assert [len(line) for line in requests(made)] == [1, 1, 1]
+    assert requests(made)[0] == [("get", 0, 9 * MS, {"bytes": 64})]
+
+
+def test_a_request_that_reaches_beyond_the_window_is_cut_and_says_where() -> None:
+    (line,) = requests(trace_of(get(1, -2, 4), phase("read", 1, 3, 4)))
+    assert line == [
+        ("read", 3 * MS, 4 * MS, {"request": 1}),
+        ("get", 0, 4 * MS, {"bytes": 64, "cut": "start", "request": 1}),
+    ]
+
+
+@given(
+    spans=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(-5, 15), st.integers(0, 8)), max_size=30
+    )
+)
+def test_any_requests_make_a_valid_trace_that_loses_none(spans: list[tuple[int, int, int]]) -> None:
+    slices = [
+        Slice(0, f"s{start}", "request", start, start + length, request=number)
+        for number, start, length in spans
+    ]
+    cut = windowed(recording(*slices, end_ns=10))
+    made = chrome_trace(cut, {"case": "a"})
+    assert faults(made) == []
+    drawn = [span for line in requests(made) for span in line]
+    told = [(name, start, end, args.get("request", 0)) for name, start, end, args in drawn]
+    kept = [(each.name, each.start_ns, each.end_ns, each.request) for each in cut.slices]
+    assert sorted(told) == sorted(kept)
+    for line in requests(made):
+        assert len({args.get("request", 0) for _, _, _, args in line}) == 1
+
+
+def broken_by(change: dict[str, Any], phase_: str) -> list[str]:
+    made = trace_of(get(1, 1, 5), phase("read", 1, 2, 4))
+    next(each for each in made["traceEvents"] if each["ph"] == phase_).update(change)
+    return faults(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "which", "complaint"),
+    [
+        ({"id2": "1"}, "b", "id2 is '1'"),
+        ({"id2": {"local": 1}}, "b", "id2 is {'local': 1}"),
+        ({"id2": {"local": "9"}}, "b", "get never ends"),
+        ({"id2": {"local": "9"}}, "e", "read ends at 4000000 and never began"),
+        ({"name": "got"}, "e", "got ends at 4000000 inside read"),
+        ({"cat": "io"}, "e", "read ends at 4000000 inside read"),
+        ({"ts": 1.0}, "e", "read at 1000 comes after"),
+        ({"ts": -1.0}, "b", "ts is -1.0"),
+        ({"args": {}}, "e", "has the keys"),
+        ({"tid": 4711}, "b", "thread 4711 of 100 has no name"),
+    ],
+)
+def test_the_reader_of_these_tests_refuses_broken_requests(
+    change: dict[str, Any], which: str, complaint: str
+) -> None:
+    assert any(complaint in each for each in broken_by(change, which)), broken_by(change, which)

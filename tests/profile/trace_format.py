@@ -18,8 +18,12 @@ METADATA = {
 }
 REQUIRED = {
     "X": {"ph", "name", "cat", "ts", "dur", "pid", "tid"},
+    "b": {"ph", "name", "cat", "id2", "ts", "pid", "tid"},
+    "e": {"ph", "name", "cat", "id2", "ts", "pid", "tid"},
     "M": {"ph", "name", "pid", "tid", "args"},
 }
+MAY_HAVE = {"X": {"args"}, "b": {"args"}, "e": set[str](), "M": set[str]()}
+Span = tuple[str, int, int, dict[str, Any]]  # name, start and end in nanoseconds, arguments
 
 
 def ns(us: float) -> int:
@@ -28,39 +32,50 @@ def ns(us: float) -> int:
 
 def faults(trace: Any) -> list[str]:
     """What is wrong with it; empty if nothing is."""
-    found: list[str] = []
     if not isinstance(trace, dict) or not isinstance(trace.get("traceEvents"), list):
         return ["no object with a list of traceEvents"]
+    events = trace["traceEvents"]
+    wrong = [(number, _wrong(event)) for number, event in enumerate(events)]
+    found = [f"event {number}: {each}" for number, each in wrong if each]
     if trace.get("displayTimeUnit") not in {"ms", "ns"}:
         found.append("displayTimeUnit is neither ms nor ns")
+    good = [event for event, (_, each) in zip(events, wrong, strict=True) if not each]
+    found += _names(good)
     complete: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    said: dict[tuple[Any, ...], int] = {}
-    for number, event in enumerate(trace["traceEvents"]):
-        wrong = _wrong(event)
-        if wrong:
-            found.append(f"event {number}: {wrong}")
-        elif event["ph"] == "X":
+    for event in good:
+        if event["ph"] == "X":
             complete.setdefault((event["pid"], event["tid"]), []).append(event)
-        else:
+    for thread, own in complete.items():
+        found += _crossings(thread, own)
+    for line, own in _lines(good).items():
+        found += pairs(line, own)[1]
+    return found
+
+
+def _names(events: list[dict[str, Any]]) -> list[str]:
+    """Metadata that is said twice, or missing."""
+    said: dict[tuple[Any, ...], int] = {}
+    for event in events:
+        if event["ph"] == "M":
             whom = event["pid"] if event["name"].startswith("process") else event["tid"]
             key = (event["name"], event["pid"], whom)
             said[key] = said.get(key, 0) + 1
-    found += [f"{key} is said {count} times" for key, count in said.items() if count != 1]
-    for pid, tid in complete:
+    found = [f"{key} is said {count} times" for key, count in said.items() if count != 1]
+    threads = {(event["pid"], event["tid"]) for event in events if event["ph"] != "M"}
+    for pid, tid in sorted(threads):
         if ("thread_name", pid, tid) not in said:
             found.append(f"thread {tid} of {pid} has no name")
         if ("process_name", pid, pid) not in said:
             found.append(f"process {pid} has no name")
-    for thread, events in complete.items():
-        found += _crossings(thread, events)
     return found
 
 
 def _wrong(event: Any) -> str:
     if not isinstance(event, dict) or event.get("ph") not in REQUIRED:
-        return "neither a complete event nor metadata"
+        return "neither a complete event nor half of one nor metadata"
     keys = set(event)
-    if not REQUIRED[event["ph"]] <= keys or keys - REQUIRED[event["ph"]] - {"args"}:
+    required = REQUIRED[event["ph"]]
+    if not required <= keys or keys - required - MAY_HAVE[event["ph"]]:
         return f"has the keys {sorted(keys)}"
     if not all(type(event[name]) is int and event[name] >= 0 for name in ("pid", "tid")):
         return "pid or tid is no whole number"
@@ -78,10 +93,14 @@ def _wrong_metadata(event: dict[str, Any]) -> str:
 
 
 def _wrong_slice(event: dict[str, Any]) -> str:
-    for name in ("ts", "dur"):
+    for name in ("ts", "dur") if event["ph"] == "X" else ("ts",):
         value = event[name]
         if type(value) not in {int, float} or not math.isfinite(value) or value < 0:
             return f"{name} is {value!r}"
+    if event["ph"] != "X":
+        id2 = event["id2"]
+        if not isinstance(id2, dict) or list(id2) != ["local"] or type(id2["local"]) is not str:
+            return f"id2 is {id2!r}"
     return "" if isinstance(event["cat"], str) and event["cat"] else "has no category"
 
 
@@ -98,6 +117,47 @@ def _crossings(key: tuple[int, int], events: list[dict[str, Any]]) -> list[str]:
         if open_ and end > open_[-1]:
             found.append(f"thread {key}: a slice from {start} ends at {end}, after {open_[-1]}")
         open_.append(end)
+    return found
+
+
+def pairs(key: tuple[int, str], events: list[dict[str, Any]]) -> tuple[list[Span], list[str]]:
+    """The spans of one line of asynchronous events, and what is wrong with it.
+
+    The end that follows a beginning belongs to the last that is open; viewers sort by time and
+    keep the order of the file within one instant.
+    """
+    spans: list[Span] = []
+    found: list[str] = []
+    open_: list[dict[str, Any]] = []
+    last = 0
+    for event in events:
+        at = ns(event["ts"])
+        if at < last:
+            found.append(f"line {key}: {event['name']} at {at} comes after {last}")
+        last = at
+        if event["ph"] == "b":
+            open_.append(event)
+        elif not open_:
+            found.append(f"line {key}: {event['name']} ends at {at} and never began")
+        else:
+            began = open_.pop()
+            if (began["name"], began["cat"]) != (event["name"], event["cat"]):
+                found.append(f"line {key}: {event['name']} ends at {at} inside {began['name']}")
+            spans.append((began["name"], ns(began["ts"]), at, began.get("args", {})))
+    found += [f"line {key}: {event['name']} never ends" for event in open_]
+    return spans, found
+
+
+def requests(trace: Any) -> list[list[Span]]:
+    """The spans of each line of asynchronous events, in the order in which they ended."""
+    return [pairs(line, events)[0] for line, events in _lines(trace["traceEvents"]).items()]
+
+
+def _lines(events: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for event in events:
+        if event["ph"] in {"b", "e"}:
+            found.setdefault((event["pid"], event["id2"]["local"]), []).append(event)
     return found
 
 
