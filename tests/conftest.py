@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kvbench.geometry import KVGeometry, load_geometry
 from kvbench.machine import Machine, probe_machine
@@ -19,6 +20,11 @@ os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)
 # interrupt a command would then wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# HYPOTHESIS_PROFILE=nightly looks at ten times as many examples or more.
+settings.register_profile("nightly", max_examples=2000, print_blob=True)
+if "HYPOTHESIS_PROFILE" in os.environ:
+    settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
 
 # Long enough for every rule to act, short enough for a test suite on two cores.
 QUICK = Plan(

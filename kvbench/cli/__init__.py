@@ -29,6 +29,7 @@ from kvbench.cli import (
     profile,
     report,
     run,
+    store,
 )
 from kvbench.errors import KvbenchError
 
@@ -55,6 +56,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
 for _name, _command in COMMANDS:
     app.command(_name)(_command)
 app.add_typer(history.history, name="history")
+app.add_typer(store.store, name="store")
 
 
 def _show_version(wanted: bool) -> None:

@@ -51,6 +51,7 @@ class Observed:
     path: str | None  # None: it cannot be known, and a caution says why
     evidence: dict[str, Any] = field(default_factory=dict[str, Any])
     cautions: tuple[Caution, ...] = ()
+    device_payload_bytes: int | None = None  # what the watched device had to move; None: all of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +65,20 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Completions:
-    """Operations that completed since the last poll, in no order; all are of one size."""
+    """Operations that completed since the last poll, in no order.
+
+    Without `size_bytes` all are of the stream's `operation_bytes`; with it each has its own.
+    """
 
     end_ns: NDArray[np.int64]
     latency_ns: NDArray[np.int64]
+    size_bytes: NDArray[np.int64] | None = None
+
+    def sizes(self, operation_bytes: int) -> NDArray[np.int64]:
+        """The payload of each, int64 [n]."""
+        if self.size_bytes is not None:
+            return self.size_bytes
+        return np.full(len(self.end_ns), operation_bytes, dtype=np.int64)
 
 
 class Body(Protocol):
@@ -118,7 +129,7 @@ class StepBody(Body, Protocol):
 class StreamBody(Body, Protocol):
     """Work that goes on by itself."""
 
-    operation_bytes: int
+    operation_bytes: int  # 0 where operations differ: then `Completions` says how much each moved
 
     def start(self) -> None:
         """Begin; operations are in flight from here on."""

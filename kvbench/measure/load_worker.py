@@ -52,7 +52,7 @@ def _streaming(body: StreamBody) -> Iterator[int]:
     """Bytes that completed since it was last asked, none of them an answer too."""
     body.start()
     while True:
-        yield len(body.poll(TELL_S).end_ns) * body.operation_bytes
+        yield int(body.poll(TELL_S).sizes(body.operation_bytes).sum())
 
 
 def _stepping(body: StepBody, clock: Clock) -> Iterator[int]:

@@ -95,6 +95,7 @@ class ProcessResult(msgspec.Struct, frozen=True, kw_only=True):
     slow_fraction: float | None  # samples more than 10 MAD slower than the median
     steady: bool | None  # no slope left after the warm-up was cut
     device_bytes: int | None = None
+    device_payload_bytes: int | None = None  # what the device had to move; None: all the payload
     resident_before: float | None = None  # share of the file in the page cache
     resident_after: float | None = None
     verified_bytes: int = 0

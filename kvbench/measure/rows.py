@@ -27,7 +27,7 @@ FIGURES = (
     "path_observed",
 )
 LIMIT_TOLERANCE = 1.05  # above the speed of light the measurement is wrong until shown otherwise
-READS = frozenset({"read", "get", "restore_tokens"})
+READS = frozenset({"read", "get", "restore_tokens", "replay"})
 RESIDENT_TOLERANCE = 0.01  # share of a file in the page cache before a read that claims to be cold
 OTHERS = 1.2  # a device that moved this many times the payload worked for others too
 DEVICE_TOLERANCE = 0.90  # a device that moved less than this of the payload did not serve it all
@@ -40,7 +40,7 @@ def empty_row(case: Case, state: State, code: str, reason: str) -> Row:
         id=case.id,
         tier=case.operation.tier,
         operation=case.operation.name.partition(".")[2],
-        params=dict(case.params),
+        params=case.meant,
         beside=case.beside.id if case.beside else None,
         state=state,
         reason_code=code,
@@ -178,12 +178,16 @@ def _cached(row: Row) -> Verdict:
 def _device_shares(row: Row) -> list[float]:
     """What the device moved for each byte that it was asked for, process by process.
 
-    A process that was slowed on purpose asked for more than its payload.
+    A process that was slowed on purpose asked for more than its payload; one whose store has
+    faster tiers asked for less, and says for how much. Where nothing was asked for, nothing lacks.
     """
-    return [
-        (each.device_bytes or 0) / max(each.payload_bytes * (1 + each.inject), 1)
-        for each in row.processes
-    ]
+    shares: list[float] = []
+    for each in row.processes:
+        asked_bytes = each.payload_bytes * (1 + each.inject)
+        if each.device_payload_bytes is not None:
+            asked_bytes = each.device_payload_bytes
+        shares.append((each.device_bytes or 0) / asked_bytes if asked_bytes else 1.0)
+    return shares
 
 
 def _other_path(row: Row) -> Verdict:

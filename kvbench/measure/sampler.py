@@ -140,6 +140,7 @@ def _sample_steps(body: StepBody, clock: Clock, plan: Plan, on_estimate: OnEstim
 def _sample_stream(body: StreamBody, clock: Clock, plan: Plan, on_estimate: OnEstimate) -> Samples:
     ends: list[Int64s] = []
     latencies: list[Int64s] = []
+    sizes: list[Int64s] = []
     body.start()
     began_s = clock.now_s()
     next_check_s = plan.warmup_s + min(plan.min_time_s, plan.time_limit_s)
@@ -149,27 +150,28 @@ def _sample_stream(body: StreamBody, clock: Clock, plan: Plan, on_estimate: OnEs
             done = body.poll(POLL_S)
             ends.append(done.end_ns)
             latencies.append(done.latency_ns)
+            sizes.append(done.sizes(body.operation_bytes))
             passed_s = clock.now_s() - began_s
             if passed_s < next_check_s:
                 continue  # sorting all completions takes the GIL from the lanes: seldom
             next_check_s = max(passed_s * RECHECK_GROWTH, passed_s + LEAST_RECHECK_S)
             next_check_s = min(next_check_s, plan.warmup_s + plan.time_limit_s)
-            windows = _windows(np.concatenate(ends), body.operation_bytes, plan.warmup_s)
+            windows = _windows(np.concatenate(ends), np.concatenate(sizes), plan.warmup_s)
             stopped_by = _stop(windows.rates, plan, passed_s - plan.warmup_s, on_estimate)
     finally:
         body.stop()
     in_flight = body.poll(0)  # what completed while it stopped: moved, but outside the timing
     samples = _stream_samples(
-        np.concatenate(ends), np.concatenate(latencies), body.operation_bytes, plan, stopped_by
+        np.concatenate(ends), np.concatenate(latencies), np.concatenate(sizes), plan, stopped_by
     )
-    tail_bytes = len(in_flight.end_ns) * body.operation_bytes
+    tail_bytes = int(in_flight.sizes(body.operation_bytes).sum())
     return replace(samples, payload_bytes=samples.payload_bytes + tail_bytes)
 
 
 def _stream_samples(
-    ends_ns: Int64s, latencies_ns: Int64s, operation_bytes: int, plan: Plan, stopped_by: str
+    ends_ns: Int64s, latencies_ns: Int64s, sizes_bytes: Int64s, plan: Plan, stopped_by: str
 ) -> Samples:
-    windows = _windows(ends_ns, operation_bytes, plan.warmup_s)
+    windows = _windows(ends_ns, sizes_bytes, plan.warmup_s)
     if len(windows.rates) == 0:
         raise TooFewSamplesError(
             f"{len(ends_ns)} operations completed, too few for one sample; raise --time-limit"
@@ -180,13 +182,13 @@ def _stream_samples(
     last_ns = int(windows.edges_ns[-1])
     # Counted from one completion to another, so bytes and time belong together exactly.
     inside = (ends_ns > first_ns) & (ends_ns <= last_ns)
-    timed_bytes = int(inside.sum()) * operation_bytes
+    timed_bytes = int(sizes_bytes[inside].sum())
     elapsed_s = (last_ns - first_ns) * S_PER_NS
     in_order = np.argsort(ends_ns[inside], kind="stable")
     return Samples(
         statistic="elapsed",
         bytes_per_s=timed_bytes / elapsed_s,
-        payload_bytes=len(ends_ns) * operation_bytes,
+        payload_bytes=int(sizes_bytes.sum()),
         timed_bytes=timed_bytes,
         elapsed_s=elapsed_s,
         rates=kept,
@@ -204,13 +206,14 @@ class _Windows:
     warmup: int  # completions before the first edge
 
 
-def _windows(ends_ns: Int64s, operation_bytes: int, warmup_s: float) -> _Windows:
-    """Equal counts of completions, each about `WINDOW_S` long.
+def _windows(ends_ns: Int64s, sizes_bytes: Int64s, warmup_s: float) -> _Windows:
+    """Equal counts of completions, each about `WINDOW_S` long on average.
 
     A window of fixed length would hold a whole number of operations and so be wrong by up to one
     in a few; a window from completion to completion is exact.
     """
-    ordered: Int64s = np.sort(ends_ns)
+    order = np.argsort(ends_ns, kind="stable")
+    ordered: Int64s = ends_ns[order]
     if len(ordered) == 0:
         return _Windows(np.empty(0), ordered, 0)
     # The stream began before its first completion by about one latency; the cut need not be exact.
@@ -222,7 +225,9 @@ def _windows(ends_ns: Int64s, operation_bytes: int, warmup_s: float) -> _Windows
     each = max(1, round(WINDOW_S * (len(kept) - 1) / span_s)) if span_s > 0 else len(kept) - 1
     edges = kept[::each]
     lengths_s = np.diff(edges) * S_PER_NS
-    rates = each * operation_bytes / np.maximum(lengths_s, S_PER_NS)
+    # The bytes of a window are those that completed after its first edge, up to its last.
+    moved = np.diff(np.cumsum(sizes_bytes[order][start:])[::each])
+    rates = moved / np.maximum(lengths_s, S_PER_NS)
     return _Windows(rates, edges, start)
 
 

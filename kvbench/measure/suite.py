@@ -31,6 +31,7 @@ class Kind(Enum):
     COUNT = "a whole number"
     CHOICE = "a word"
     FLAG = "true or false"
+    TEXT = "text on one line"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,8 @@ class Parameter:
     least: int = 1
     most: int = 2**62
     multiple_of: int = 1
+    stands_for: Callable[[Value], Value] = lambda value: value
+    """What a value means wherever it is used: of a file's path, the name and the contents."""
 
     def parse(self, raw: object) -> Value:
         """The value in base units.
@@ -56,6 +59,8 @@ class Parameter:
             return raw
         if self.kind is Kind.CHOICE and raw in self.choices:
             return str(raw)
+        if self.kind is Kind.TEXT and isinstance(raw, str) and raw.strip() and raw.isprintable():
+            return raw
         number = raw
         if self.kind is Kind.BYTES and isinstance(raw, str):
             with contextlib.suppress(UsageError):  # the error below also names the parameter
@@ -189,9 +194,18 @@ class Case:
         return f"{own}{BESIDE}{self.beside.id}" if self.beside else own
 
     @property
+    def meant(self) -> dict[str, Value]:
+        """The parameters as they are told and compared: a path of this machine is not in them."""
+        meant = dict(self.params)
+        for parameter in self.operation.parameters:
+            if parameter.name in meant:
+                meant[parameter.name] = parameter.stands_for(meant[parameter.name])
+        return meant
+
+    @property
     def definition_hash(self) -> str:
         """16 hex digits over everything that makes two results of this case comparable."""
-        what: tuple[object, ...] = (self.id, self.operation.body, sorted(self.params.items()))
+        what: tuple[object, ...] = (self.id, self.operation.body, sorted(self.meant.items()))
         if self.beside is not None:
             what += (self.beside.definition_hash,)
         return xxhash.xxh3_64_hexdigest(repr(what).encode())

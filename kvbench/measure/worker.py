@@ -245,6 +245,7 @@ def _process_result(
         slow_fraction=samples.slow_fraction,
         steady=samples.steady,
         device_bytes=device,
+        device_payload_bytes=observed.device_payload_bytes,
         resident_before=resident_before,
         resident_after=resident_after,
         verified_bytes=verified_bytes,

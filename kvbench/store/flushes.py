@@ -143,9 +143,14 @@ class Flushes:
 
     def _sync(self, job: _Job) -> None:
         with self._core.lock:
-            self._waiting.append(job)
-            start = not self._active
-            self._active = True
+            fence = self.level.fence
+            if fence is None:
+                self._waiting.append(job)
+            start = fence is None and not self._active
+            self._active = self._active or start
+        if fence is not None:  # whoever gave the tier up may have been here already
+            job.request.settle(job.written, Status.BUSY, fence.reason)
+            job.request.complete()
         if start and not self.level.writers.submit(_Sync(self, self._core)):
             self.stopped("too many writes are waiting")
 

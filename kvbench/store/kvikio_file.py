@@ -9,11 +9,13 @@ May import: kvbench.errors, kvbench.store.posix.
 import ctypes
 import errno
 import importlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from kvbench.errors import TierUnavailableError
-from kvbench.store.posix import ShortTransferError
+from kvbench.store.posix import Bytes, ShortTransferError
 
 NVIDIA_FS_STATS = Path("/proc/driver/nvidia-fs/stats")
 MOST = 0.9  # share of the operations that nvidia-fs must have counted
@@ -97,6 +99,35 @@ class KvikioFile:
         """Write a block of uint8 [n], in host or device memory, to the file."""
         return self._whole("write", self._file.pwrite, block, offset_bytes)
 
+    @property
+    def direct(self) -> bool:
+        """Whether the page cache is bypassed."""
+        return self._direct
+
+    def readv(self, buffers: Sequence[Bytes], offset_bytes: int) -> int:
+        """Fill buffers one after the other; the bytes that came without a gap, maybe fewer."""
+        return self._all(self._file.pread, _placed(buffers, offset_bytes))
+
+    def writev(self, buffers: Sequence[Bytes], offset_bytes: int) -> int:
+        """Write buffers one after the other; the bytes that went, maybe fewer.
+
+        They are one transfer each, and every second one goes first: of a record its payload, and
+        when that is there its header.
+        """
+        placed = _placed(buffers, offset_bytes)
+        for some in (placed[1::2], placed[::2]):
+            if self._all(self._file.pwrite, some) != sum(each.nbytes for each, _ in some):
+                return 0  # nothing that counts
+        return sum(each.nbytes for each in buffers)
+
+    def sync(self) -> None:
+        """Wait until what was written would survive a loss of power (fdatasync)."""
+        fd = os.open(self.path, os.O_RDONLY)  # KvikIO has no sync; any descriptor of the file does
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
     def observed(self, operations: int) -> tuple[str | None, dict[str, Any]]:
         """The path that the bytes of so many operations took, and the evidence.
 
@@ -134,13 +165,36 @@ class KvikioFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _all(self, call: Any, placed: Sequence[tuple[Bytes, int]]) -> int:  # noqa: ANN401
+        """Move buffers at once, each to or from its own offset; bytes up to the first gap."""
+        futures = [call(each, each.nbytes, at, each.nbytes) for each, at in placed]
+        done, error, gap = 0, None, False
+        for (each, _), future in zip(placed, futures, strict=True):
+            try:  # of all of them, also after one has failed: they hold the buffers
+                moved = int(future.get())
+            except RuntimeError as failed:
+                moved, error = 0, error or self._refused(failed)
+            done += 0 if gap else moved
+            gap = gap or moved < each.nbytes
+        if error is not None:
+            raise error
+        return done
+
+    def _refused(self, error: RuntimeError) -> OSError | None:
+        """KvikIO's error as one of the system; None at the end of the file."""
+        # It has no other kind of error; the text begins with its own source.
+        reason = str(error).partition(": ")[2].partition(": ")[2] or str(error)
+        if reason.endswith("EOF"):
+            return None
+        return OSError(errno.EIO, f"KvikIO: {reason}", str(self.path))
+
     def _whole(self, verb: str, call: Any, block: Any, offset_bytes: int) -> int:  # noqa: ANN401
         try:
             done = int(call(block, self._block_bytes, offset_bytes, self._block_bytes).get())
-        except RuntimeError as error:  # KvikIO has no other; its text begins with its own source
-            reason = str(error).partition(": ")[2].partition(": ")[2] or str(error)
-            if not reason.endswith("EOF"):
-                raise OSError(errno.EIO, f"KvikIO: {reason}", str(self.path)) from error
+        except RuntimeError as error:
+            refused = self._refused(error)
+            if refused is not None:
+                raise refused from error
             done = 0  # at the end of the file it does not say how many bytes came before
         if done != self._block_bytes:
             raise ShortTransferError(
@@ -148,6 +202,15 @@ class KvikioFile:
                 f"of {self.path.name}"
             )
         return done
+
+
+def _placed(buffers: Sequence[Bytes], offset_bytes: int) -> list[tuple[Bytes, int]]:
+    """Each buffer with its own offset."""
+    placed: list[tuple[Bytes, int]] = []
+    for each in buffers:
+        placed.append((each, offset_bytes))
+        offset_bytes += each.nbytes
+    return placed
 
 
 def _nvidia_fs_operations() -> int | None:

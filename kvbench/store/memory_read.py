@@ -86,9 +86,9 @@ class MemoryRead:
         for part in self._parts:
             try:
                 items, wrong, stamps = self._copy(items, part)
-            except RowsError as error:
+            except RowsError as failed:
                 self._let_go()
-                request.settle([item.place for item in self._items], Status.BUSY, str(error))
+                request.settle([item.place for item in self._items], Status.BUSY, str(failed))
                 return
             bad += wrong
             if part is not None:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -52,12 +53,22 @@ def mapped_buffer(size_bytes: int, *, huge_pages: bool = False, lock: bool = Fal
         except OSError:
             huge_pages = False  # a kernel without them: 4 KiB pages serve, only slower
     buffer = np.frombuffer(area, dtype=np.uint8)
-    if lock and _libc.mlock(buffer.ctypes.data, size_bytes) != 0:
-        raise TierUnavailableError(
-            f"cannot lock {size_bytes} bytes: {os.strerror(ctypes.get_errno())}; raise the limit "
-            "with `ulimit -l unlimited` (as root) or LimitMEMLOCK=infinity"
-        )
+    if lock:
+        lock_pages(buffer)
     return buffer
+
+
+def lock_pages(buffer: Bytes) -> None:
+    """Keep the pages of uint8 [n] in memory (mlock); it ends when they are unmapped.
+
+    Raises:
+        TierUnavailableError: the limit of this process, or the kernel, does not allow it.
+    """
+    if _libc.mlock(buffer.ctypes.data, buffer.nbytes) != 0:
+        raise TierUnavailableError(
+            f"cannot lock {buffer.nbytes} bytes: {os.strerror(ctypes.get_errno())}; raise the "
+            "limit with `ulimit -l unlimited` (as root) or LimitMEMLOCK=infinity"
+        )
 
 
 class BlockFile:
@@ -95,6 +106,14 @@ class BlockFile:
         if done != block.nbytes:
             raise self._short("write", done, block.nbytes, offset_bytes)
         return done
+
+    def readv(self, buffers: Sequence[Bytes], offset_bytes: int) -> int:
+        """Fill buffers one after the other by one call; the bytes that came, maybe fewer."""
+        return os.preadv(self._fd, [each.data for each in buffers], offset_bytes)
+
+    def writev(self, buffers: Sequence[Bytes], offset_bytes: int) -> int:
+        """Write buffers one after the other by one call; the bytes that went, maybe fewer."""
+        return os.pwritev(self._fd, [each.data for each in buffers], offset_bytes)
 
     def sync(self) -> None:
         """Wait until what was written would survive a loss of power (fdatasync)."""

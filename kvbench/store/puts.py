@@ -8,18 +8,20 @@ copied has a limit in bytes: beyond it `put` says BUSY and the caller goes on.
 import time
 from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from kvbench.store.block import Bytes, Stamp, Status, checksums
 from kvbench.store.core import Core, Level, bad_slot
 from kvbench.store.drive_read import staging
-from kvbench.store.lease import Hold
 from kvbench.store.metrics import Counted
 from kvbench.store.moves import Moves
 from kvbench.store.request import Request
 from kvbench.store.rows import Rows, RowsError
 from kvbench.store.spans import COPY, IO
 from kvbench.store.table import State
+
+if TYPE_CHECKING:
+    from kvbench.store.lease import Hold
 
 NO_ROOM = "no room: every block is leased or being written"
 
@@ -78,7 +80,7 @@ class Puts:
         self, request: Request, level: Level, stamps: Sequence[Stamp]
     ) -> tuple[list[_New], list[int], list[int]]:
         """New blocks with their slots, indexes of those here, of those without room; lock held."""
-        core, table = self.core, level.table
+        core = self.core
         room = core.options.put_queue_bytes - self._queued_bytes
         most = max(0, room // core.layout.block_bytes)
         wanted: dict[bytes, int] = {}
@@ -97,28 +99,35 @@ class Puts:
             else:
                 self.joined[key] = []
                 wanted[key] = index
-        for number, slot in holds:  # or they might be what makes room for the others
-            core.levels[number].table.lease([slot])
+        for number, held in holds:  # or they might be what makes room for the others
+            core.levels[number].table.lease([held])
         if level.tier.stalls:
             new = [_New(index, stamps[index], None) for index in wanted.values()]
         else:
-            core.room_in_memory(level, len(wanted))
-            new = []
-            for key, index in wanted.items():
-                slot = table.reserve(stamps[index])
-                if slot is not None:
-                    new.append(_New(index, stamps[index], slot))
-                else:
-                    busy.append(index)
-                    busy += [joined for _, joined in self.joined.pop(key)]  # the same key again
-        for number, slot in holds:
-            core.release(core.levels[number], [slot])
+            new = self._reserve(level, [stamps[index] for index in wanted.values()], wanted, busy)
+        for number, held in holds:
+            core.release(core.levels[number], [held])
         self._queued_bytes += len(new) * core.layout.block_bytes
         used = [stamps[index].key for index in here]
         core.touch(used)
         for each in core.levels:
             self.moves.used(each, used)
         return new, here, busy
+
+    def _reserve(
+        self, level: Level, stamps: Sequence[Stamp], wanted: dict[bytes, int], busy: list[int]
+    ) -> list[_New]:
+        """Slots in memory for these; indexes of those without go to `busy`; the lock is held."""
+        self.core.room_in_memory(level, len(stamps))
+        new: list[_New] = []
+        for stamp in stamps:
+            slot = level.table.reserve(stamp)
+            if slot is not None:
+                new.append(_New(wanted[stamp.key], stamp, slot))
+            else:
+                busy.append(wanted[stamp.key])
+                busy += [joined for _, joined in self.joined.pop(stamp.key)]  # the same key again
+        return new
 
     def begins(self, put: "Put") -> None:
         """A worker writes to a tier that may stall."""
@@ -171,26 +180,11 @@ class Put:
     def run(self) -> None:
         """Copy the rows, checksum, write, and let the blocks be found."""
         start_ns = time.perf_counter_ns()
-        core, level, request = self._puts.core, self.level, self._request
-        if level.tier.stalls:
-            self._puts.begins(self)
-        self._take_slots()  # may take for ever: before the rows are claimed
-        claimed = set(request.claim([new.place for new in self._news]))
-        late = [new for new in self._news if new.place not in claimed]
-        self._end(late, Status.TIMEOUT, "the put was over before its rows were copied")
-        news = list(self._news)
-        try:
-            payloads = self._copies(news)
-        except RowsError as error:
-            self._end(news, Status.BUSY, str(error))
+        core, level = self._puts.core, self.level
+        news, payloads = self._take()
+        if not news:
             self._puts.ended(self)
             return
-        if level.tier.stalls:
-            request.unclaim(new.place for new in news)  # the rows are the caller's again
-            if not level.writable:  # who was let go meanwhile did not include these
-                self._end(news, Status.BUSY, "its tier was given up")
-                self._puts.ended(self)
-                return
         stamps = [
             new.stamp._replace(sums=checksums(payload, core.layout))
             for new, payload in zip(news, payloads, strict=True)
@@ -239,6 +233,28 @@ class Put:
         """The queue is full."""
         self._puts.core.metrics.count(Counted.BUSY, len(self._news), tier=self.level.name)
         self._end(list(self._news), Status.BUSY, "too many puts are waiting")
+
+    def _take(self) -> tuple[list[_New], list[Bytes]]:
+        """Slots, and the rows in memory of the store; what cannot be had ends here."""
+        level, request = self.level, self._request
+        if level.tier.stalls:
+            self._puts.begins(self)
+        self._take_slots()  # may take for ever: before the rows are claimed
+        claimed = set(request.claim([new.place for new in self._news]))
+        late = [new for new in self._news if new.place not in claimed]
+        self._end(late, Status.TIMEOUT, "the put was over before its rows were copied")
+        news = list(self._news)
+        try:
+            payloads = self._copies(news)
+        except RowsError as failed:
+            self._end(news, Status.BUSY, str(failed))
+            return [], []
+        if level.tier.stalls:
+            request.unclaim(new.place for new in news)  # the rows are the caller's again
+            if not level.writable:  # who was let go meanwhile did not include these
+                self._end(news, Status.BUSY, "its tier was given up")
+                return [], []
+        return news, payloads
 
     def _copies(self, news: list[_New]) -> list[Bytes]:
         """The rows in memory of the store: in the slots themselves, or in staging."""

@@ -5,7 +5,7 @@ Host memory is handled here. Memory of a device is behind the `Rows` protocol
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -41,29 +41,29 @@ class OtherRows:
     """Rows of another kind, whose every error is a `RowsError`."""
 
     def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+        self.rows = rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def send(self, index: int, out: Bytes) -> None:
         """See `Rows.send`."""
         with _blamed():
-            self._rows.send(index, out)
+            self.rows.send(index, out)
 
     def receive(self, index: int, part: int | None, data: Bytes) -> None:
         """See `Rows.receive`."""
         with _blamed():
-            self._rows.receive(index, part, data)
+            self.rows.receive(index, part, data)
 
     def finish(self, indexes: Sequence[int], part: int | None) -> None:
         """See `Rows.finish`."""
         with _blamed():
-            self._rows.finish(indexes, part)
+            self.rows.finish(indexes, part)
 
 
 @contextlib.contextmanager
-def _blamed() -> Iterator[None]:
+def _blamed() -> Generator[None]:
     try:
         yield
     except Exception as error:  # the caller's code: anything
@@ -97,7 +97,7 @@ class HostRows:
         return row if part is None else self._layout.part(row, part)
 
 
-def as_rows(rows: object, count: int, layout: Layout, *, filled: bool) -> Rows:
+def as_rows(rows: object, count: int, layout: Layout, *, filled: bool = True) -> Rows:
     """What the caller gave, as rows for `count` blocks; `filled`: blocks will be copied to them.
 
     Takes uint8 [count, block_bytes], a sequence of uint8 [block_bytes], or `Rows` of a device.

@@ -156,9 +156,14 @@ class TieredStore:
                 f"the tenant {tenant[:20]!r}... takes {len(tenant.encode())} bytes of UTF-8: "
                 f"at most {MOST_TENANT_BYTES}"
             )
+        if parent is not None and parent in keys:
+            raise UsageError(f"block {parent.hex()[:16]} cannot be its own parent, or its child's")
         whole = as_rows(rows, len(keys), self.layout, filled=False)
         request = self._request("put", len(keys), deadline_s)
-        self._core.metrics.count(Counted.PUTS, len(keys), tier=WHOLE, tenant=tenant)
+        size_bytes = len(keys) * self.layout.block_bytes
+        self._core.metrics.count(
+            Counted.PUTS, len(keys), tier=WHOLE, tenant=tenant, size_bytes=size_bytes
+        )
         stamps = [
             Stamp(key, before, position + at, tenant, b"")
             for at, (key, before) in enumerate(zip(keys, [parent, *keys[:-1]], strict=False))
@@ -252,8 +257,7 @@ class TieredStore:
         self._alarm.close()
         # All threads first: one that reads from a drive may write to the memory above.
         ended = [
-            (level, all([pool.close() for pool in level.pools()]))
-            for level in reversed(self._core.levels)
+            (level, pool.close()) for level in reversed(self._core.levels) for pool in level.pools()
         ]
         for level, over in ended:
             if not over:  # nobody is to wait for it for ever

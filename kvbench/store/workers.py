@@ -82,7 +82,7 @@ class Workers:
             waiting = list(self._tasks)
             self._tasks.clear()
         for task in waiting:
-            task.fail(reason)
+            self._fail(task, reason)
 
     def close(self) -> bool:
         """Finish what is queued and end the threads; False if one still hangs after a while."""
@@ -109,8 +109,14 @@ class Workers:
                 task.run()
             except Exception as error:  # noqa: BLE001  a bug in one task must not end the pool
                 _log.exception("%s: a task failed", self.name)
-                task.fail(f"{type(error).__name__}: {error}")
+                self._fail(task, f"{type(error).__name__}: {error}")
             del task  # or its buffers would live until the next one comes
+
+    def _fail(self, task: Task, reason: str) -> None:
+        try:
+            task.fail(reason)
+        except Exception:  # noqa: BLE001  nor must a second one
+            _log.exception("%s: a task could not be told that it failed", self.name)
 
 
 class Alarm:

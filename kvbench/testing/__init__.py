@@ -1,0 +1,1 @@
+"""Tests of what protocols promise, for whoever implements one. They need pytest."""

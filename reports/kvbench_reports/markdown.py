@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 
 from kvbench.measure.result import Report
 from kvbench_reports import practical
+from kvbench_reports import served as replays
 from kvbench_reports.head import SEPARATOR, closing, head, simulated_notice
 from kvbench_reports.interference import NOTE, Beside, interference
 from kvbench_reports.practical import OfCopy, of_copy
+from kvbench_reports.served import Served, served, share
 from kvbench_reports.view import Line, Skipped, TierView, Warned, collect_warnings, tier_views
 from kvbench_reports.words import clean, percent
 
@@ -32,6 +34,10 @@ def render(report: Report) -> str:
     if kernels:
         blocks += [[f"### of the device copy `{copy}`"], list(_of_copy(kernels))]
         blocks.append([f"- {plain(practical.NOTE)}"])
+    replayed = served(report)
+    if replayed:
+        blocks += [["### how the trace was served"], list(_served(replayed))]
+        blocks.append([f"- {plain(replays.NOTE)}"])
     beside = interference(report)
     if beside:
         blocks += [["### interference"], list(_interference(beside)), [f"- {plain(NOTE)}"]]
@@ -73,6 +79,20 @@ def _of_copy(kernels: Sequence[OfCopy]) -> Iterator[str]:
     yield cells([":---", "---:", "---:"])
     for each in kernels:
         yield cells([code_cell(each.case), percent(each.share), plain(each.interval_text)])
+
+
+def _served(replayed: Sequence[Served]) -> Iterator[str]:
+    yield cells(
+        [
+            *("case", "hit, of blocks (%)", "by tier", "of tokens (%)", "rate", "latency"),
+            *("evicted", "written to the drive", "left out", "over"),
+        ]
+    )
+    yield cells([":---", "---:", ":---", *["---:"] * 2, *[":---"] * 5])
+    for each in replayed:
+        figures = [share(each.hit_blocks), plain(each.tiers_text), share(each.hit_tokens)]
+        moved = [each.evicted_text, each.written_text, each.left_out_text, each.extent]
+        yield cells([code_cell(each.case), *figures, each.rate, each.latency, *map(plain, moved)])
 
 
 def _interference(beside: Sequence[Beside]) -> Iterator[str]:

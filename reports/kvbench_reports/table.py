@@ -15,10 +15,12 @@ from rich.text import Text
 
 from kvbench.measure.result import Report, State
 from kvbench_reports import practical
+from kvbench_reports import served as replays
 from kvbench_reports.head import SEPARATOR, SIMULATED, closing, head, simulated_notice
 from kvbench_reports.interference import NOTE, Beside, interference
 from kvbench_reports.layout import INDENT, READABLE, STYLES, prose, tier_lines
 from kvbench_reports.practical import OfCopy, of_copy
+from kvbench_reports.served import Served, served
 from kvbench_reports.view import Warned, collect_warnings, tier_views
 from kvbench_reports.words import clean
 
@@ -34,10 +36,12 @@ def tables(report: Report, path: str = "FILE") -> list[RenderableType]:
     views = tier_views(report, warned)
     beside = interference(report)
     copy, kernels = of_copy(report)
+    replayed = served(report)
     return [
         Part(partial(_head, report)),
         *(Part(partial(tier_lines, view)) for view in views),
         *([Part(partial(_of_copy, copy, kernels))] if kernels else []),
+        *([Part(partial(_served, replayed))] if replayed else []),
         *([Part(partial(_interference, beside))] if beside else []),
         *([Part(partial(_warnings, warned))] if warned else []),
         Part(partial(_closing, report, again=again)),
@@ -134,6 +138,13 @@ def _of_copy(copy: str, kernels: Sequence[OfCopy], width: int) -> Iterator[Text]
     for each in kernels:
         yield from prose(each.sentence, width, hang=INDENT)
     yield from prose(practical.NOTE, width, style="dim", hang=2)
+
+
+def _served(replayed: Sequence[Served], width: int) -> Iterator[Text]:
+    yield Text("how the trace was served", style="bold")
+    for each in replayed:
+        yield from prose(each.sentence, width, hang=INDENT)
+    yield from prose(replays.NOTE, width, style="dim", hang=2)
 
 
 def _interference(beside: Sequence[Beside], width: int) -> Iterator[Text]:

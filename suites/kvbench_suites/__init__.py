@@ -15,6 +15,7 @@ from kvbench_suites import (
     kernel_suite,
     kernels,
     nvme,
+    replay,
     store,
 )
 from kvbench_suites.toml_file import load_suite
@@ -28,6 +29,7 @@ SUITES: tuple[Suite, ...] = (
     dram.SUITE,
     nvme.SUITE,
     store.SUITE,
+    replay.SUITE,
     interference.SUITE,
 )
 OPERATIONS: tuple[Operation, ...] = (
@@ -36,6 +38,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *dram.OPERATIONS,
     *nvme.OPERATIONS,
     *store.OPERATIONS,
+    *replay.OPERATIONS,
 )
 
 

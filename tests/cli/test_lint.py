@@ -1,4 +1,8 @@
-"""`kvbench lint`, as a user runs it: a verdict by its exit status, and figures in two formats."""
+"""`kvbench lint`, as a user runs it: a verdict by its exit status, and figures in two formats.
+
+Where it is not the worker processes that matter, this process builds: each of them would first
+import torch, for seconds.
+"""
 
 import json
 import os
@@ -6,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from typer.testing import CliRunner, Result
 from kvbench.cli.lint import lint, show_build
 from kvbench.errors import UsageError
 from kvbench_kernels import bars
+from kvbench_kernels import lint as workers
 from kvbench_kernels.bars import BARS, read_golden
 from kvbench_kernels.catalogue import variants
 from kvbench_kernels.lint import judge_one
@@ -78,6 +84,18 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds are made in this process."""
+
+    def answers(tasks: Sequence[Any], _workers: int) -> Iterator[tuple[Any, Any]]:
+        by_name = {variant.name: variant for variant in variants()}
+        for task in tasks:
+            yield task, workers._build(task, by_name[task.variant])
+
+    monkeypatch.setattr(workers, "_answers", answers)
+
+
 def test_kernels_that_keep_the_bars_end_with_0_and_a_line_each() -> None:
     said = run(COPY.name, "gather_pages", "--arch", "sm_90")
 
@@ -92,6 +110,7 @@ def test_kernels_that_keep_the_bars_end_with_0_and_a_line_each() -> None:
     assert max(map(len, said.stdout.splitlines())) <= 100
 
 
+@pytest.mark.usefixtures("here")
 def test_json_has_every_figure_and_every_bar(tmp_path: Path) -> None:
     out = tmp_path / "lint.json"
     said = run(COPY.name, "--arch", "sm_80", "--arch", "sm_90", "--format", "json", "-o", out)
@@ -106,6 +125,7 @@ def test_json_has_every_figure_and_every_bar(tmp_path: Path) -> None:
     assert verdicts[90] == {**verdicts[80], "S10": "not checked"}  # shown on the first one
 
 
+@pytest.mark.usefixtures("here")
 def test_a_kernel_without_a_golden_file_ends_with_3_and_a_narrow_terminal_reads(
     golden: Path,
 ) -> None:
@@ -120,6 +140,7 @@ def test_a_kernel_without_a_golden_file_ends_with_3_and_a_narrow_terminal_reads(
     assert not golden.exists(), "nothing is written unless asked"
 
 
+@pytest.mark.usefixtures("here")
 def test_updating_the_golden_file_settles_drift(golden: Path) -> None:
     path = bars.golden_path(COPY.name, 90, golden)
     path.parent.mkdir(parents=True)
@@ -146,6 +167,7 @@ def test_one_build_is_shown_with_all_its_bars(capsys: pytest.CaptureFixture[str]
     assert max(map(len, said.splitlines())) <= 60
 
 
+@pytest.mark.usefixtures("here")
 def test_a_lint_that_takes_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bars, "MOST_LINT_CPU_S", 0.0)
     said = run(COPY.name, "--arch", "sm_90")

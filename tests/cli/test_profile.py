@@ -1,4 +1,7 @@
-"""`kvbench profile`, as a user runs it: a process of its own."""
+"""`kvbench profile`, as a user runs it: a process of its own.
+
+What has to know the kernels runs in this process: another would import torch, for seconds.
+"""
 
 import json
 import os
@@ -12,14 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner, Result
 
 from kvbench import __version__
+from kvbench.cli.profile import profile as profile_command
+from kvbench.errors import UsageError
 from tests.profile.trace_format import PRIORITY, faults, ns, parts_ns
 
 LABELS = ("GPU kernel", "copy", "I/O wait", "Python", "idle")
 READ = "nvme.read/posix/64KiB/qd4/random"
 OLD = '{"otherData":{"schema":"kvbench.trace/1"},"traceEvents":[]}'
 QUICK = ("--seconds", "0.3", "--data", "17MB")  # no whole sectors
+WIDE = {"COLUMNS": "100"}
+APP = typer.Typer()
+APP.command("profile")(profile_command)
 
 
 def profile(*arguments: str, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -37,6 +47,18 @@ def profile(*arguments: str, cwd: Path, **more: Any) -> subprocess.CompletedProc
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
     (line,) = result.stderr.splitlines()
     assert line.startswith("kvbench: ")
+    return line
+
+
+def profile_here(*arguments: str) -> Result:
+    return CliRunner().invoke(APP, [*arguments], env=WIDE)
+
+
+def refused(result: Result) -> str:
+    """What `kvbench` prints as its one line, before it ends with 2."""
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.exit_code == 2
+    (line,) = str(result.exception).splitlines()
     return line
 
 
@@ -144,17 +166,21 @@ def test_a_glob_that_matches_one_case_names_it_and_others_say_how_to_choose(
 
 
 @pytest.mark.parametrize("name", ["gather_pages", "gather_p*"])
-def test_a_kernel_that_is_named_as_a_case_is_told_of_static(tmp_path: Path, name: str) -> None:
-    result = profile(name, cwd=tmp_path)
-    assert result.returncode == 2
-    assert f"{name!r} is no case of suite full but a kernel: add --static" in one_line(result)
+def test_a_kernel_that_is_named_as_a_case_is_told_of_static(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refused(profile_here(name))
+    assert f"{name!r} is no case of suite full but a kernel: add --static" in said
     assert left_in(tmp_path) == []
 
 
-def test_a_name_of_nothing_is_told_that_static_takes_kernels(tmp_path: Path) -> None:
-    result = profile("gather_pags", cwd=tmp_path)
-    assert result.returncode == 2
-    assert one_line(result).endswith("(--static also takes names of kernels)")
+def test_a_name_of_nothing_is_told_that_static_takes_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refused(profile_here("gather_pags"))
+    assert said.endswith("(--static also takes names of kernels)")
 
 
 @pytest.mark.parametrize("columns", [50, 100, 200])
@@ -234,17 +260,19 @@ def test_an_interrupted_profile_leaves_nothing_behind(tmp_path: Path, number: in
     assert left_in(tmp_path) == []
 
 
-def test_static_prints_what_a_kernel_compiles_to_and_records_nothing(tmp_path: Path) -> None:
-    result = profile("scatter_pages", "--static", cwd=tmp_path)
+def test_static_prints_what_a_kernel_compiles_to_and_records_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = profile("scatter_pages", "--static", cwd=tmp_path, env={**os.environ, **WIDE})
     assert result.returncode == 0, result.stderr
     for architecture in ("sm_80", "sm_90", "sm_100"):
         assert f"scatter_pages {architecture}" in result.stdout
     assert "registers" in result.stdout
-    case = profile("hbm.scatter/*/x16", "--static", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    case = profile_here("hbm.scatter/*/x16", "--static")
     assert case.stdout == result.stdout
-    none = profile("dram.copy/pageable/2MiB/t1", "--static", cwd=tmp_path)
-    assert none.returncode == 2
-    assert "dram.copy/pageable/2MiB/t1 launches no kernel of kvbench" in one_line(none)
+    none = refused(profile_here("dram.copy/pageable/2MiB/t1", "--static"))
+    assert "dram.copy/pageable/2MiB/t1 launches no kernel of kvbench" in none
     assert left_in(tmp_path) == []
 
 

@@ -42,6 +42,39 @@ else:
     collect_ignore = NEED_KERNELS_TO_RUN
 
 
+def _patch_the_language_once_a_launch() -> None:
+    """Triton's interpreter replaces all of `triton.language` at every call of a device function.
+
+    That is a third of its time, and within a launch nothing is left to replace.
+    """
+    from triton.runtime import interpreter  # noqa: PLC0415 - see above
+
+    original, replaced = interpreter._patch_lang, set[str]()
+
+    def patch(function: Any) -> Any:
+        names = {"triton.language", "triton.language.core"} & {
+            getattr(each, "__name__", "") for each in function.__globals__.values()
+        }
+        if names <= replaced:
+            return interpreter._LangPatchScope()  # of nothing
+        scope = original(function)
+        restore = scope.restore
+
+        def restore_all() -> None:
+            replaced.clear()
+            restore()
+
+        scope.restore = restore_all
+        replaced.update(names)
+        return scope
+
+    interpreter._patch_lang = patch
+
+
+if INTERPRETED:
+    _patch_the_language_once_a_launch()
+
+
 @pytest.fixture
 def device() -> str:
     """Where tensors of a kernel test live."""

@@ -52,6 +52,17 @@ def test_looking_is_quick_and_loads_no_device_library() -> None:
     assert modules == ""
 
 
+def test_a_worker_process_is_handed_the_record_and_does_not_import_what_probes() -> None:
+    told = "import sys, kvbench.measure.worker; print(*sorted(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True
+    )
+    modules = set(result.stdout.split())
+
+    assert {"kvbench.machine", "kvbench.machine.record"} <= modules
+    assert not modules & {"kvbench.machine.probe", "socket", "pynvml", "scipy", "torch"}
+
+
 def test_an_empty_machine_without_nvml_is_a_record_and_no_error(
     lay_out: LayOut, recorded: Record, refused: Exception
 ) -> None:

@@ -158,3 +158,22 @@ def test_latencies_are_those_of_the_timed_part() -> None:
     found = sample(Stream(clock, 0.001), clock, Plan(warmup_s=0.5, time_limit_s=1.0), ignore)
     assert len(found.latencies_ns) * 1000 == found.timed_bytes
     assert set(found.latencies_ns.tolist()) == {1_000_000}
+
+
+def test_operations_of_different_sizes_count_by_their_bytes() -> None:
+    # Every second operation moves nine times as much; a window is one of them.
+    class Uneven(Stream):
+        operation_bytes = 0
+
+        def poll(self, wait_s: float) -> Completions:
+            done = super().poll(wait_s)
+            large = np.round(done.end_ns / self._gap_ns).astype(np.int64) % 2 == 0
+            sizes = np.where(large, 1800, 200).astype(np.int64)
+            return Completions(done.end_ns[::-1], done.latency_ns, sizes[::-1])
+
+    clock = FakeClock()
+    found = sample(Uneven(clock, 0.03), clock, Plan(warmup_s=0.5, time_limit_s=8.0), ignore)
+    assert set(np.round(found.rates * 0.03).tolist()) == {200.0, 1800.0}
+    assert found.bytes_per_s == pytest.approx(1000 / 0.03, rel=0.02)
+    assert found.timed_bytes == pytest.approx(found.bytes_per_s * found.elapsed_s)
+    assert found.payload_bytes > found.timed_bytes > 0

@@ -9,7 +9,7 @@ import pytest
 
 from kvbench.measure import stream
 from kvbench.measure.body import Completions
-from kvbench.measure.stream import Lanes, LaneStuckError
+from kvbench.measure.stream import Lanes, LaneStuckError, Outcome
 
 
 class Operation:
@@ -305,3 +305,35 @@ def test_lanes_that_were_never_started_stop_at_once(make: Make) -> None:
     lanes.stop()
     assert len(lanes.poll(0).end_ns) == 0
     assert lanes.counts() == [0, 0]
+
+
+def test_an_operation_can_say_when_it_was_over_how_long_it_took_and_what_it_moved(
+    make: Make,
+) -> None:
+    ended = threading.Event()
+
+    def operate(_lane: int, n: int) -> Outcome:
+        if n >= 3:
+            ended.set()
+            return Outcome(9, 9, 0)  # nothing moved: not told of
+        return Outcome(100 + n, 10 * n, 1000 * (n + 1))
+
+    lanes = make(1, operate)
+    lanes.start()
+    ended.wait(10)
+    lanes.stop()
+    done = lanes.poll(0)
+    assert done.end_ns.tolist() == [100, 101, 102]
+    assert done.latency_ns.tolist() == [0, 10, 20]
+    assert done.sizes(0).tolist() == [1000, 2000, 3000]
+    assert lanes.counts()[0] > 3
+    assert lanes.slowed() == 0.0, "an operation that moved nothing is not one that was not told of"
+
+
+def test_operations_of_one_size_have_that_of_the_stream(make: Make) -> None:
+    lanes = make(1, Operation(0.001))
+    lanes.start()
+    time.sleep(0.05)
+    lanes.stop()
+    done = lanes.poll(0)
+    assert done.sizes(512).tolist() == [512] * len(done.end_ns) != []

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from kvbench.errors import UsageError
 from kvbench.machine import Machine
+from kvbench.measure.result import State
+from kvbench.measure.rows import empty_row
 from kvbench.measure.suite import Case, Kind, Operation, Parameter, Value, sweep
 from kvbench.units import KIB, MIB
 
@@ -254,3 +256,38 @@ def test_an_axis_without_values_leaves_no_case() -> None:
 def test_one_wrong_value_in_a_sweep_is_refused() -> None:
     with pytest.raises(UsageError, match="queue_depth = 0"):
         sweep(READ, block_bytes=4096, queue_depth=(1, 0))
+
+
+# ---------------------------------------------------------------- text, and what it stands for
+
+
+TRACE = Parameter(
+    name="trace",
+    kind=Kind.TEXT,
+    meaning="a path",
+    default="none",
+    stands_for=lambda value: str(value).rpartition("/")[2],
+)
+
+
+@pytest.mark.parametrize("raw", ["synthetic", "/data/my trace.jsonl", "block", "256KiB", "é"])
+def test_text_is_kept_as_it_is(raw: str) -> None:
+    assert TRACE.parse(raw) == raw
+
+
+@pytest.mark.parametrize("raw", ["", "  ", "two\nlines", "a\x00", 1, True, None, ["a"]])
+def test_what_is_no_text_on_one_line_is_refused(raw: object) -> None:
+    with pytest.raises(UsageError) as raised:
+        TRACE.parse(raw)
+    assert str(raised.value) == f"trace = {raw!r}: expected text on one line"
+
+
+def test_a_case_is_compared_and_told_by_what_its_values_stand_for() -> None:
+    operation = replace(READ, parameters=(*READ.parameters, TRACE))
+    here, there, other = (
+        operation.case({**LEAST, "trace": path}) for path in ("/a/t", "/home/anna/t", "/a/u")
+    )
+    assert here.params["trace"] == "/a/t", "the worker has to open it"
+    assert here.meant == {**here.params, "trace": "t"}
+    assert here.definition_hash == there.definition_hash != other.definition_hash
+    assert empty_row(there, State.SKIPPED, "", "").params["trace"] == "t"

@@ -1,0 +1,1 @@
+"""Traces of requests. Pure: no clock, no thread, no device, no torch."""

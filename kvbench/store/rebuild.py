@@ -1,0 +1,99 @@
+"""Which blocks the records themselves say are there, when the index cannot say it.
+
+Small records are read in large pieces, one after the other; of large ones only the headers, many
+at a time. Payloads are not read: who reads a block checks it.
+
+May import: kvbench.errors, kvbench.store. numpy, not torch.
+"""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from kvbench.store.block import Bytes
+from kvbench.store.drives import Drives
+from kvbench.store.identity import HEAD_BYTES
+from kvbench.store.posix import BlockFile, ShortTransferError, mapped_buffer
+from kvbench.store.records import HEADER_BYTES, Columns
+from kvbench.units import KIB, MIB
+
+PIECE_BYTES = 8 * MIB
+SEQUENTIAL_BYTES = 32 * KIB  # records up to this size are read whole: faster than one by one
+HEADERS = 1024  # of larger records in one task
+THREADS_SEQUENTIAL, THREADS_RANDOM = 3, 16
+
+log = logging.getLogger(__name__)
+
+
+def scan(drives: Drives) -> Columns:
+    """The blocks of all records whose header is whole, oldest write first.
+
+    Of several records of one key the one that was written last counts; of two that were written
+    as one (a move that was interrupted) the one in the higher slot, which is the original.
+
+    Raises:
+        OSError: a file cannot be opened.
+    """
+    found = Columns()
+    for drive in range(len(drives.files)):
+        found.extend(_scan_drive(drives, drive))
+    if not len(found):
+        return found
+    sequences = np.array(found.sequences, np.int64)
+    order: list[int] = np.lexsort((np.array(found.slots, np.int64), sequences)).tolist()
+    newest = {found.keys[i]: i for i in order}  # the last of a key stays
+    return found.take(
+        order
+        if len(newest) == len(order)
+        else sorted(newest.values(), key=lambda i: (found.sequences[i], found.slots[i]))
+    )
+
+
+def _scan_drive(drives: Drives, drive: int) -> Columns:
+    record = drives.format.record_bytes
+    end = min(
+        drives.found_bytes[drive], drives.striping.file_bytes(drive, drives.slots)
+    )  # what was made longer just now holds nothing
+    records = max(0, end - HEAD_BYTES) // record
+    sequential = record <= SEQUENTIAL_BYTES
+    step = PIECE_BYTES // record if sequential else HEADERS
+    threads = THREADS_SEQUENTIAL if sequential else THREADS_RANDOM
+    own = threading.local()
+    width = record if sequential else HEADER_BYTES
+
+    with (
+        BlockFile(drives.paths[drive]) as file,
+        ThreadPoolExecutor(threads, thread_name_prefix="rebuild") as pool,
+    ):
+        if not file.direct:
+            file.drop_cache()
+
+        def one(first: int) -> Columns:
+            count = min(step, records - first)
+            area: Bytes | None = getattr(own, "area", None)
+            if area is None:
+                area = own.area = mapped_buffer(step * width)
+            rows = area.reshape(step, width)[:count]
+            if not sequential or not _read(file, rows.reshape(-1), HEAD_BYTES + first * record):
+                for at, row in enumerate(rows, start=first):
+                    if not _read(file, row[:HEADER_BYTES], HEAD_BYTES + at * record):
+                        row[:HEADER_BYTES] = 0  # no block: its record cannot be read
+            slots = [drives.striping.slot(drive, at) for at in range(first, first + count)]
+            return drives.format.decode_many(rows, slots)
+
+        found = Columns()
+        for columns in pool.map(one, range(0, records, step)):
+            found.extend(columns)
+    return found
+
+
+def _read(file: BlockFile, buffer: Bytes, offset_bytes: int) -> bool:
+    """Whether the buffer was filled; a sector that cannot be read is nobody's reason to give up."""
+    try:
+        file.read(buffer, offset_bytes)
+    except (OSError, ShortTransferError) as error:
+        log.warning("%s at %d: %s", file.path, offset_bytes, error)
+        return False
+    return True
