@@ -70,7 +70,7 @@ class Draw(Generic[Key]):
         heap: list[tuple[int, str]] = []
 
         def offer(tenant: str) -> None:
-            first = self._first(tenant)
+            first = self._first(tenant) if len(self._victims) < self._count else None
             if first is not None:
                 heapq.heappush(heap, (used.get(first, 0), tenant))
 

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvbench.errors import CorruptDataError, UsageError
+from kvbench.errors import CorruptDataError, KvbenchError, UsageError
 
 Bytes = NDArray[np.uint8]
 KEY_BYTES = 32
@@ -44,6 +44,12 @@ class OtherBlockError(CorruptBlockError):
     """A slot holds a whole record, but of another block than was asked for."""
 
     code = "other_block"
+
+
+class BlockRefusedError(KvbenchError):
+    """A tier does not take this block, for what is in it; nothing is wrong with the tier."""
+
+    code = "block_refused"
 
 
 @dataclass(frozen=True, slots=True)

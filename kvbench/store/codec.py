@@ -17,8 +17,9 @@ from typing import Literal
 
 import numpy as np
 
-from kvbench.errors import KvbenchError, UsageError
+from kvbench.errors import UsageError
 from kvbench.store.block import (
+    BlockRefusedError,
     Bytes,
     CorruptBlockError,
     Layout,
@@ -47,7 +48,7 @@ _MAGIC = b"KVC1"
 _AT_A_TIME = 16  # blocks whose encoded form is held at once
 
 
-class CannotEncodeError(KvbenchError):
+class CannotEncodeError(BlockRefusedError):
     """A block has values that the format cannot hold; it is whole where it came from."""
 
     code = "cannot_encode"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvbench.policy.admission import Admission, Always, SecondTouch
 from kvbench.policy.tenants import TenantPolicy, Tenants
-from kvbench.store.block import OtherBlockError, Stamp
+from kvbench.store.block import BlockRefusedError, OtherBlockError, Stamp
 from kvbench.store.events import EventLog, Kind
 from kvbench.store.lease import Hold, LeaseBook
 from kvbench.store.metrics import Counted, Metrics
@@ -92,7 +92,9 @@ class Level:
 
 
 def bad_slot(error: Exception) -> str:
-    """Why a slot is not to be used again; nothing if a full or lost drive is to blame."""
+    """Why a slot is not to be used again; nothing if the block or a lost drive is to blame."""
+    if isinstance(error, BlockRefusedError):
+        return ""
     return "" if isinstance(error, OSError) and error.errno in (*FULL, *GONE) else str(error)
 
 
@@ -339,7 +341,12 @@ class Core:
         level.errors[verb] = 0
 
     def failed_transfer(self, level: Level, verb: str, error: Exception) -> None:
-        """A transfer failed for a reason that is not the block's; the lock is held."""
+        """A transfer failed; if it was not for what is in the block, that is the tier's fault.
+
+        The lock is held.
+        """
+        if isinstance(error, BlockRefusedError):
+            return
         self.metrics.count(Counted.IO_ERRORS, 1, tier=level.name)
         number = error.errno if isinstance(error, OSError) else None
         level.errors[verb] += 1

@@ -186,7 +186,26 @@ class DriveRead:
             if arrival.error is None:
                 arrival.stamp = cast("Stamp", stamp)
                 if part is not None:
-                    _hand_part(arrival, part, data)
+                    self._hand_part(arrival, part, data)
+
+    def _hand_part(self, arrival: _Arrival, part: int, data: Bytes) -> None:
+        """One part to the waiter that takes the block part by part."""
+        if arrival.by_parts is None:
+            return
+        request, index, rows = arrival.by_parts
+        with self._gets.core.lock:  # if the tier is given up, its waiters are no longer ours
+            ours = arrival.by_parts in arrival.flight.waiters
+            if rows is None or not ours or not request.claim([index]):
+                arrival.by_parts = None
+                return
+        try:
+            rows.receive(index, part, data)
+            rows.finish([index], part)
+        except RowsError as error:
+            request.settle([index], Status.BUSY, str(error))
+            return
+        request.arrived([index], part)
+        request.unclaim([index])
 
     def _keep(self, arrivals: list[_Arrival]) -> None:
         """Blocks that arrived whole in a slot above can be found there from now on."""
@@ -240,24 +259,6 @@ class DriveRead:
                 core.levels[self.level.number - 1],
                 [each.promoted for each in arrivals if each.promoted is not None],
             )
-
-
-def _hand_part(arrival: _Arrival, part: int, data: Bytes) -> None:
-    """One part to the waiter that takes the block part by part."""
-    if arrival.by_parts is None:
-        return
-    request, index, rows = arrival.by_parts
-    if rows is None or not request.claim([index]):
-        arrival.by_parts = None
-        return
-    try:
-        rows.receive(index, part, data)
-        rows.finish([index], part)
-    except RowsError as error:
-        request.settle([index], Status.BUSY, str(error))
-        return
-    request.arrived([index], part)
-    request.unclaim([index])
 
 
 def _settle(waiter: Waiter, arrival: _Arrival) -> None:

@@ -73,7 +73,10 @@ class Gets:
         self._begin(request, plan)
 
     def again(self, request: Request, index: int, key: bytes, rows: Rows | None) -> None:
-        """A copy was damaged or out of reach: look for another one."""
+        """A copy was damaged or out of reach: look for another one, once the row is not in use."""
+        request.when_free(index, lambda: self._again(request, index, key, rows))
+
+    def _again(self, request: Request, index: int, key: bytes, rows: Rows | None) -> None:
         core = self.core
         if not request.open(index):
             return

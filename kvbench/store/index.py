@@ -287,7 +287,7 @@ class Index:
         """The blocks are these, as the records say. Raises OSError."""
         with self._base_lock:
             newest = max(found.sequences, default=0) >> EPOCH_BITS
-            epoch = max(self._epoch, newest)
+            self._epoch = max(self._epoch, newest)  # also if the rest fails
             with self._transaction():
                 self.base.execute("DELETE FROM blocks")
                 by_slot = found.take(np.argsort(found.slots).tolist())  # each page is filled once
@@ -304,9 +304,9 @@ class Index:
                 )
                 self.base.executemany(
                     "UPDATE meta SET value = ? WHERE name = ?",
-                    [(0, "clean"), (1, "complete"), (epoch, "epoch")],
+                    [(0, "clean"), (1, "complete"), (self._epoch, "epoch")],
                 )
-            self._epoch, self.clean, self.complete = epoch, False, True
+            self.clean, self.complete = False, True
 
     def close(self, *, slots: int, clean: bool) -> None:
         """Close it. `clean`: all that waited is committed, so a snapshot is written with it.

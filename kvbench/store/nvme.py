@@ -205,7 +205,7 @@ class NvmeTier:
         """The blocks that it holds: by the index, or by the records if the index is of no use.
 
         Raises:
-            OSError: the drive is full or refuses.
+            OSError: the drive refuses.
         """
         try:
             columns, bad = self._from_index()
@@ -368,7 +368,10 @@ class NvmeTier:
 
     def _from_records(self) -> Columns:
         columns = scan(self.drives)
-        self.index.replace(columns)
+        try:
+            self.index.replace(columns)
+        except OSError as error:
+            log.warning("the index cannot be rebuilt now (%s); the next opening tries again", error)
         self._found_by = "records" if any(self.drives.found_bytes) else "nothing"
         return columns
 

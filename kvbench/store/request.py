@@ -8,7 +8,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from kvbench.store.block import Status
 
@@ -40,6 +40,7 @@ class Request:
         self._lock = threading.Lock()
         self._statuses: list[Status | None] = [None] * size
         self._claimed = bytearray(size)
+        self._when_free: dict[int, Callable[[], None]] = {}
         self._and_then = and_then
         self._left = size + and_then  # `and_then`: it also waits for `complete`
         self._parts_of = [0] * size if parts else []
@@ -97,9 +98,22 @@ class Request:
 
     def unclaim(self, indexes: Iterable[int]) -> None:
         """These rows are not in use any more, and their keys are still open."""
+        calls: list[Callable[[], None]] = []
         with self._lock:
             for i in indexes:
                 self._claimed[i] = 0
+                if i in self._when_free:
+                    calls.append(self._when_free.pop(i))
+        for call in calls:
+            call()
+
+    def when_free(self, index: int, call: Callable[[], None]) -> None:
+        """Call it now, or when a row that is in use is unclaimed; never if it is settled first."""
+        with self._lock:
+            if self._claimed[index]:
+                self._when_free[index] = call
+                return
+        call()
 
     def arrived(self, indexes: Iterable[int], part: int) -> None:
         """Part `part` is in these rows, after all parts before it."""

@@ -174,6 +174,7 @@ def test_operations_of_different_sizes_count_by_their_bytes() -> None:
     clock = FakeClock()
     found = sample(Uneven(clock, 0.03), clock, Plan(warmup_s=0.5, time_limit_s=8.0), ignore)
     assert set(np.round(found.rates * 0.03).tolist()) == {200.0, 1800.0}
+    assert (np.abs(np.diff(found.rates * 0.03)) > 1000).all(), "each with its own size, in order"
     assert found.bytes_per_s == pytest.approx(1000 / 0.03, rel=0.02)
     assert found.timed_bytes == pytest.approx(found.bytes_per_s * found.elapsed_s)
     assert found.payload_bytes > found.timed_bytes > 0

@@ -1,5 +1,8 @@
 """A codec keeps its bound, refuses what it cannot hold, and launders no damage."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +13,14 @@ from kvbench.store.block import (
     CorruptBlockError,
     Layout,
     Stamp,
+    Status,
     checksums,
     payload_matches,
 )
 from kvbench.store.codec import FORMATS, CannotEncodeError, Codec, CodecTier, Dtype, Format
 from kvbench.store.dram import DramTier
 from kvbench.store.faults import Fault, FaultyTier, Flip
+from kvbench.store.store import TieredStore
 from kvbench_kernels.reference import quantise as reference
 from kvbench_kernels.reference import quantise_int4 as int4_reference
 
@@ -255,3 +260,22 @@ def test_a_codec_has_no_memory_to_show_and_no_parts_alone() -> None:
     assert not tier.parts_alone
     assert not tier.stalls
     assert tier.name == "dram"
+
+
+def test_blocks_that_cannot_be_encoded_are_refused_and_their_tier_goes_on() -> None:
+    codec = Codec(layout=Layout(4096), format="fp8", group=128)
+    tier = CodecTier(DramTier(codec.encoded, 8, name="nvme"), codec)
+    with TieredStore([DramTier(Layout(4096), 8), tier]) as store:
+        wrong = np.full((5, 4096), 0xFF, np.uint8)  # NaN in bf16
+        keys = [bytes([at]) * 32 for at in range(6)]
+        assert store.put(keys[:5], wrong).result(20) == [Status.OK] * 5
+        for _ in range(2):  # used again, so that they are to go to the slower tier
+            assert store.get_into(keys[:5], wrong).result(20) == [Status.OK] * 5
+        good = np.zeros((1, 4096), np.uint8)
+        store.put(keys[5:], good).result(20)
+        end_s = time.monotonic() + 20
+        while not store.stats().tiers["nvme"].used and time.monotonic() < end_s:
+            store.get_into(keys[5:], good).result(20)  # the queue may have been full before
+            threading.Event().wait(0.01)
+        stats = store.stats().tiers["nvme"]
+        assert (stats.used, stats.fence, stats.states["QUARANTINED"]) == (1, None, 0)

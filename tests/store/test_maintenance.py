@@ -341,10 +341,34 @@ def test_a_kill_in_the_middle_of_a_compaction_loses_nothing(  # noqa: PLR0913, P
             compact(folders)
     if index == "without":
         (folders[0] / INDEX).unlink()
+    else:
+        tier = opened(*folders, slots=None)
+        tier.recover()
+        assert tier.facts()["found_by"] == "index, rows", "it was right at every instant"
+        tier.close()
     assert keys(folders) == EVERY
     compact(folders)
     assert keys(folders) == EVERY
     assert sizes(folders) == capacity_for(14, LAYOUT, len(folders))
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_copies_that_a_kill_left_torn_do_not_stand_in_for_the_blocks_they_are_of(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(NvmeTier, "close", crash)
+        die_at(patch, Drives, "sync", 1, after=False)
+        with pytest.raises(StopError):
+            compact(folders)
+    (folders[0] / INDEX).unlink()
+    torn = 0
+    for slot in (1, 2, 4):  # the first that are free
+        path, offset = place(folders, slot)
+        torn += path.read_bytes()[offset] != 0
+        flip(path, offset + HEADER_BYTES + 77)
+    assert torn == 3
+    assert keys(folders) == EVERY
 
 
 def test_a_kill_between_the_heads_and_the_cut_is_finished_by_the_next_opening(

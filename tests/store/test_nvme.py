@@ -21,6 +21,7 @@ from kvbench.store import drives, nvme, record_io
 from kvbench.store.block import Bytes, CorruptBlockError, Layout, Stamp
 from kvbench.store.drives import LOCK, capacity_for
 from kvbench.store.identity import DATA, HEAD_BYTES, OtherStoreError, read_head
+from kvbench.store.index import Index
 from kvbench.store.index_file import DAMAGED, INDEX
 from kvbench.store.lock import StoreInUseError
 from kvbench.store.nixl_file import load_nixl
@@ -879,6 +880,29 @@ def test_a_crash_before_a_rebuild_is_done_does_not_lose_what_it_would_have_found
     opened(closed).close()  # and without any recover
     after = opened(closed)
     assert blocks(after) == EVERY
+    after.close()
+
+
+def test_a_store_opens_also_if_there_is_no_room_to_rebuild_its_index(
+    closed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lose_index(closed)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "_insert", full)
+        made = opened(closed)
+        assert blocks(made) == EVERY
+        assert "the next opening tries again" in caplog.text
+    newest = max(made._io.header(slot)[1] for slot in EVERY)
+    write(made, [3], [100])
+    assert made._io.header(3)[1] > newest
+    made.close()
+    after = opened(closed)
+    assert blocks(after) == {**EVERY, 3: key_of(100)}
+    assert after.facts()["found_by"] == "records"
     after.close()
 
 

@@ -53,6 +53,22 @@ def test_a_row_in_use_is_not_given_up() -> None:
     assert mine.result(0) == [OK, TIMEOUT, TIMEOUT]
 
 
+def test_what_wants_a_row_that_is_in_use_has_to_wait_for_it() -> None:
+    mine = request(2)
+    calls: list[int] = []
+    mine.claim([0, 1])
+    mine.when_free(0, lambda: calls.append(0))
+    mine.when_free(1, lambda: calls.append(1))
+    assert calls == []
+    mine.unclaim([0])
+    assert calls == [0]
+    mine.unclaim([0])
+    mine.when_free(0, lambda: calls.append(2))
+    assert calls == [0, 2]
+    mine.settle([1], OK)  # nobody needs to look elsewhere for it
+    assert calls == [0, 2]
+
+
 def test_a_settled_row_cannot_be_claimed() -> None:
     mine = request(2)
     mine.give_up("the deadline passed")

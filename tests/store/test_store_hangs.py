@@ -71,6 +71,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
+        self.in_use = threading.Event()
 
     def __len__(self) -> int:
         return 1
@@ -80,10 +81,13 @@ class Slow:
         out[:] = payloads_of(EIGHT[index : index + 1])[0]
 
     def receive(self, index: int, part: int | None, data: Bytes) -> None:
-        raise AssertionError(f"row {index} is only read, not filled: {part}, {data.nbytes}")
+        assert (index, part, data.nbytes) == (0, 0, LAYOUT.part_bytes)
+        self.in_use.set()
+        self.go_on.wait(WAIT_S)
+        self.in_use.clear()
 
     def finish(self, indexes: Sequence[int], part: int | None) -> None:
-        """Nothing was received."""
+        """It is there."""
 
 
 # ---------------------------------------------------------------- a drive that hangs
@@ -207,6 +211,26 @@ def test_a_put_is_answered_though_its_drive_is_given_up_while_its_rows_are_copie
         assert not request.done()  # the rows are still in use
         rows.go_on.set()
         assert request.result(WAIT_S) == [BUSY]
+        assert_consistent(store)
+
+
+def test_a_row_that_is_being_filled_is_not_given_back_though_its_drive_is_given_up(
+    tmp_path: Path,
+) -> None:
+    store, _ = faulty(tmp_path / "drive", options=SOON)
+    with store:
+        on_the_drive_alone(store)
+        rows = Slow()
+        request = store.get_into(EIGHT[:1], rows, by_layer=True)
+        assert rows.in_use.wait(WAIT_S)
+        wait_for_fence(store)
+        given_up = store.get_into(EIGHT[1:2], empty_rows(1))
+        assert given_up.result(WAIT_S) == [MISS]
+        threading.Event().wait(0.2)  # the clock gives up who waits for the drive
+        assert not request.done()
+        rows.go_on.set()
+        assert request.result(WAIT_S) == [MISS]
+        assert not rows.in_use.is_set()
         assert_consistent(store)
 
 
