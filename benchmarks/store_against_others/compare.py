@@ -35,7 +35,7 @@ from kvbench.machine import probe_machine
 from kvbench.measure.scratch import Scratch
 from kvbench.units import format_bytes
 
-FIO = "fio, the ceiling"
+FIO = {"fio": False, "fio, huge pages": True}
 PYTHONS = {"vllm": "KVBENCH_PYTHON_VLLM", "lmcache": "KVBENCH_PYTHON_LMCACHE"}
 
 
@@ -46,36 +46,53 @@ class Setting:
     folder: Path
     rounds: int
     rest_s: float
+    huge_pages: bool  # of the rows
     pythons: dict[str, Path | None]  # by environment
     others: list[Contestant]
 
 
 def measure(setting: Setting, block_bytes: int, blocks: int) -> list[Entry]:
-    """All rounds of one block size; fio first in the list, kvbench second."""
-    fio = Entry(name=FIO, blocks=blocks, block_bytes=block_bytes)
-    if shutil.which("fio") is None:
-        fio.reason = "skipped: fio is not installed"
-    entries = [fio]
+    """All rounds of one block size; the list begins with kvbench."""
+    contestants = (KVBENCH, *setting.others)
+    entries = [
+        Entry(
+            name=each.name, blocks=blocks, block_bytes=block_bytes, bar=each.bars.get(block_bytes)
+        )
+        for each in contestants
+    ]
+    workers: list[Worker | None] = []
     with ExitStack() as stack:
-        workers: list[Worker | None] = [None]
-        for contestant in (KVBENCH, *setting.others):
-            bar = contestant.bars.get(block_bytes)
-            entry = Entry(name=contestant.name, blocks=blocks, block_bytes=block_bytes, bar=bar)
-            entries.append(entry)
-            python = setting.pythons[contestant.environment]
-            if python is None:
-                entry.reason = f"skipped: no --python-{contestant.environment}"
-                workers.append(None)
-                continue
-            log = setting.folder / f"{len(workers)}.log"
-            worker = Worker(contestant, python, blocks=blocks, block_bytes=block_bytes, log=log)
-            workers.append(stack.enter_context(worker))
+        work = ["--blocks", str(blocks), "--block-bytes", str(block_bytes)]
+        if setting.huge_pages:
+            work.append("--huge-pages")
+        for contestant, entry in zip(contestants, entries, strict=True):
+            worker = start(contestant, entry, setting, work)
+            workers.append(None if worker is None else stack.enter_context(worker))
+        for name in FIO:
+            entries.append(Entry(name=name, blocks=blocks, block_bytes=block_bytes))
+            workers.append(None)
+            if shutil.which("fio") is None:
+                entries[-1].reason = "skipped: fio is not installed"
         for number in range(1, setting.rounds + 1):
             print(f"{format_bytes(block_bytes)}: round {number}", file=sys.stderr, flush=True)
             for at in order(len(entries), number, setting.rounds):
                 if entries[at].reason is None:
                     take_turn(entries[at], workers[at], setting, number)
     return entries
+
+
+def start(contestant: Contestant, entry: Entry, setting: Setting, work: list[str]) -> Worker | None:
+    """Its worker, ready; None, with the reason noted, if there is no environment for it."""
+    python = setting.pythons[contestant.environment]
+    if python is None:
+        entry.reason = f"skipped: no --python-{contestant.environment}"
+        return None
+    worker = Worker(contestant, python, setting.folder / f"{contestant.name}.log", work)
+    try:
+        worker.wait_until_ready()
+    except WorkerError as error:
+        entry.reason = f"its worker did not start: {error}"
+    return worker
 
 
 def order(size: int, number: int, rounds: int) -> list[int]:
@@ -94,7 +111,9 @@ def take_turn(entry: Entry, worker: Worker | None, setting: Setting, number: int
     folder.mkdir()
     try:
         if worker is None:
-            entry.add_seconds(number, *fio_seconds(folder, entry.block_bytes, entry.blocks))
+            huge_pages = FIO[entry.name]
+            times = fio_seconds(folder, entry.block_bytes, entry.blocks, huge_pages=huge_pages)
+            entry.add_seconds(number, *times)
         else:
             entry.add(number, worker.run_round(folder, seed=number))
     except WorkerError as error:
@@ -137,6 +156,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--large-blocks", type=int, default=512, help="how many of 1 MiB; 0: none")
     parser.add_argument("--small-blocks", type=int, default=4096, help="how many of 64 KiB")
     parser.add_argument("--rest", type=float, default=1.0, help="seconds between two turns")
+    parser.add_argument("--huge-pages", action="store_true", help="rows in such pages, for all")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of contestants")
     parser.add_argument("--out", type=Path, help="all rounds as JSON")
     return parser.parse_args()
@@ -160,6 +180,7 @@ def main() -> int:
             folder=scratch.path,
             rounds=chosen.rounds,
             rest_s=chosen.rest,
+            huge_pages=chosen.huge_pages,
             pythons={
                 "kvbench": Path(sys.executable),
                 "vllm": chosen.python_vllm,
@@ -170,7 +191,7 @@ def main() -> int:
         for block_bytes, blocks in sizes.items():
             if blocks:
                 entries = found[block_bytes] = measure(setting, block_bytes, blocks)
-                print("\n".join(table(entries[1], entries)) + "\n")
+                print("\n".join(table(entries[0], entries)) + "\n")
                 print("\n".join(resources(entries)) + "\n", flush=True)
         machine = probe_machine(chosen.dir)
     if chosen.out is not None:
@@ -181,7 +202,7 @@ def main() -> int:
             "sizes": found,
         }
         chosen.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
-    return int(any(missed(entries[1], entries) for entries in found.values()))
+    return int(any(missed(entries[0], entries) for entries in found.values()))
 
 
 if __name__ == "__main__":

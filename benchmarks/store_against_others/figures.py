@@ -76,7 +76,7 @@ def table(ours: Entry, entries: list[Entry]) -> list[str]:
     lines = [
         f"{size} blocks, {ours.blocks} of them: {unit}; kvbench / other (least to greatest of a "
         "round); the bar",
-        f"{'':30}{'write':>9}{'read':>9}   {'write':18}{'read':18}{'bar':>5}",
+        f"{'':30}{'write':>9}{'read':>9}   {'write':21}{'read':21}{'bar':>5}",
     ]
     for entry in entries:
         line = f"{entry.name:30}"
@@ -86,7 +86,7 @@ def table(ours: Entry, entries: list[Entry]) -> list[str]:
         line += "".join(f"{_rate(entry, direction):>9}" for direction in DIRECTIONS) + "   "
         ratios = [ours.over(entry, direction) for direction in DIRECTIONS]
         if entry is not ours:
-            line += "".join(f"{_ratio(ratio):18}" for ratio in ratios)
+            line += "".join(f"{_ratio(ratio):21}" for ratio in ratios)
         if entry.bar is not None:
             met = all(ratio is not None and ratio.median >= entry.bar for ratio in ratios)
             line += f"{entry.bar:>5.1f} {'met' if met else 'MISSED'}"

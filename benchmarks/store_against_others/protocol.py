@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 Blocks = NDArray[np.uint8]  # [blocks, block_bytes]
 Options = dict[str, str | int]
+READY = "ready"  # the first answer: imports, which would disturb the rounds of others, are over
 SETTLE_S = 0.5  # between storing and reading, for a drive that finishes in its own time
 
 
@@ -146,12 +147,16 @@ def serve(open_store: OpenStore) -> None:
     parser.add_argument("--blocks", type=int, required=True)
     parser.add_argument("--block-bytes", type=int, required=True)
     parser.add_argument("--options", type=json.loads, default={})
+    parser.add_argument("--huge-pages", action="store_true")
     chosen = parser.parse_args()
     kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # page-aligned, as O_DIRECT wants it
     memory = mmap.mmap(-1, chosen.blocks * chosen.block_bytes, flags=kind)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    if chosen.huge_pages:
+        memory.madvise(mmap.MADV_HUGEPAGE)
     rows: Blocks = np.frombuffer(memory, dtype=np.uint8).reshape(chosen.blocks, chosen.block_bytes)
     with os.fdopen(chosen.answers, "w", encoding="utf-8") as answers:
+        answers.write(READY + "\n")
+        answers.flush()
         for line in sys.stdin:
             request = json.loads(line)
             folder = Path(request["folder"])

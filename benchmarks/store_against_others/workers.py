@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,7 @@ import msgspec
 from benchmarks.store_against_others.contestants import Contestant
 from benchmarks.store_against_others.protocol import Round
 
-ROUND_LIMIT_S = 600.0  # then the worker is killed: a store may hang
+LIMIT_S = 600.0  # then the worker is killed: a store may hang
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "LMCACHE_LOG_LEVEL": "ERROR"}  # read when imported
 
 
@@ -30,16 +31,15 @@ class Worker:
     """The process of one contestant, a context manager."""
 
     def __init__(
-        self, contestant: Contestant, python: Path, *, blocks: int, block_bytes: int, log: Path
+        self, contestant: Contestant, python: Path, log: Path, work: Sequence[str]
     ) -> None:
+        """`work` are the options of `protocol.serve` that are the same for all."""
         self._log = log
         receiving, sending = os.pipe()
         command = [
             *(str(python), "-m"),
             f"benchmarks.store_against_others.{contestant.environment}_worker",
-            *("--answers", str(sending)),
-            *("--blocks", str(blocks), "--block-bytes", str(block_bytes)),
-            *("--options", json.dumps(contestant.options)),
+            *("--answers", str(sending), "--options", json.dumps(contestant.options), *work),
         ]
         root = Path(__file__).parents[2]
         with log.open("wb") as printed:
@@ -56,27 +56,35 @@ class Worker:
         os.close(sending)
         self._answers = os.fdopen(receiving, encoding="utf-8")
 
+    def wait_until_ready(self) -> None:
+        """Until it has imported its store.
+
+        Raises:
+            WorkerError: it ended, or took longer than LIMIT_S.
+        """
+        self._answer()
+
     def run_round(self, folder: Path, seed: int) -> Round:
         """One round in an empty folder.
 
         Raises:
-            WorkerError: the worker ended, or took longer than ROUND_LIMIT_S.
+            WorkerError: it ended, or took longer than LIMIT_S.
         """
         assert self._process.stdin is not None
-        timer = threading.Timer(ROUND_LIMIT_S, self._process.kill)
-        timer.start()
-        try:
-            request = json.dumps({"folder": str(folder), "seed": seed})
+        request = json.dumps({"folder": str(folder), "seed": seed})
+        with contextlib.suppress(BrokenPipeError):  # it has ended: so has its side of the answers
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
-            answer = self._answers.readline()
-        except BrokenPipeError:
-            answer = ""
-        finally:
-            timer.cancel()
+        return msgspec.json.decode(self._answer(), type=Round)
+
+    def _answer(self) -> str:
+        timer = threading.Timer(LIMIT_S, self._process.kill)
+        timer.start()
+        answer = self._answers.readline()
+        timer.cancel()
         if not answer:
             raise WorkerError(self._last_words())
-        return msgspec.json.decode(answer, type=Round)
+        return answer
 
     def _last_words(self) -> str:
         printed = self._log.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -332,7 +332,7 @@ def _disassemble(binary: bytes) -> tuple[str, str]:
     """Resource usage and machine code, as the tools in Triton's wheel print them."""
     tools = (
         (knobs.nvidia.cuobjdump.path, "--dump-resource-usage"),
-        (knobs.nvidia.nvdisasm.path, "-c"),
+        (knobs.nvidia.nvdisasm.path, "-c", "-ndf"),  # no data flow: a quarter of its time
     )
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "kernel.cubin"

@@ -1,0 +1,1 @@
+"""Consumers of the store: what other libraries keep in it. Each needs its library."""

@@ -42,6 +42,8 @@ BOUNDS = {
     "int8": "s / 2, s = amax / 127",
     "int4": "s / 2, s = range / 15",
 }
+# The same as a share of the largest value of a group, of int4 of its range.
+SHARES = {"fp8": 1 / 17, "int8": 1 / 254, "int4": 1 / 30}
 # What an encoded payload begins with: magic, format, dtype, group, decoded bytes.
 _HEADER = struct.Struct("<4sBBHQ")
 _MAGIC = b"KVC1"
@@ -245,6 +247,7 @@ class CodecTier(Wrapper):
                 "decoded_bytes": codec.layout.block_bytes,
                 "encoded_bytes": codec.encoded.block_bytes,
                 "error_bound": f"{BOUNDS[codec.format]}; its rounding to {codec.dtype} more",
+                "codec_error_bound": SHARES[codec.format],
                 "largest_error": self._largest_error,
                 "largest_share_of_bound": self._largest_share,
                 "refused": self._refused,

@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kvbench.store")
 # What a device answers when it will answer so to everything.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# What it answers when the machine is short of something for a moment.
+TRANSIENT = (
+    errno.EAGAIN,
+    errno.EINTR,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EBUSY,
+    errno.ETIMEDOUT,
+)
 GONE = (errno.ENODEV, errno.ENXIO, errno.ENOENT, errno.EBADF, errno.ESHUTDOWN, errno.ESTALE)
 
 
@@ -68,8 +78,11 @@ class Level:
     holding: Counter[str] = field(default_factory=Counter[str])  # blocks, by tenant
     fence: Fence | None = None
     errors: dict[str, int] = field(default_factory=lambda: {"read": 0, "write": 0})  # in a row
+    # Slots to be quarantined, to be forgotten, and those quarantined that the tier was not told of.
     condemned: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     emptying: list[int] = field(default_factory=list[int])
+    untold: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    room: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def name(self) -> str:
@@ -95,7 +108,13 @@ def bad_slot(error: Exception) -> str:
     """Why a slot is not to be used again; nothing if the block or a lost drive is to blame."""
     if isinstance(error, BlockRefusedError):
         return ""
-    return "" if isinstance(error, OSError) and error.errno in (*FULL, *GONE) else str(error)
+    lost = isinstance(error, OSError) and error.errno in (*FULL, *GONE, *TRANSIENT)
+    return "" if lost else str(error)
+
+
+def transient(error: Exception) -> bool:
+    """Whether it says nothing about the block or its slot: it is to be asked for again."""
+    return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 def admission(moving: Moving, remembers: int) -> Admission[bytes]:
@@ -120,7 +139,15 @@ class Core:
         self.events = EventLog(options.event_history)
         self.spans: Spans | None = None
         self.leases = LeaseBook(options.most_leases)
-        self.levels = [self._level(number, tier) for number, tier in enumerate(tiers)]
+        self.levels: list[Level] = []
+        try:
+            for number, tier in enumerate(tiers):
+                self.levels.append(self._level(number, tier))
+        except BaseException:
+            for level in self.levels:
+                for pool in level.pools():
+                    pool.close(0.0)
+            raise
         self.on_fence: Callable[[Level], None] = lambda _: None  # must not take the lock
 
     def _level(self, number: int, tier: Tier) -> Level:
@@ -128,6 +155,7 @@ class Core:
         block_bytes = tier.layout.block_bytes
         quotas = dict(options.quotas.get(tier.name, {}))
         blocks = {tenant: max(1, quota // block_bytes) for tenant, quota in quotas.items()}
+        found = tier.recover()  # first: it may fail, and then no thread has to be ended
         limit = options.queued_tasks
         if tier.stalls:
             readers = Workers(f"{tier.name}-read", options.read_threads, limit=limit)
@@ -149,7 +177,7 @@ class Core:
             writers=writers,
             host_memory=tier.view(0) is not None,
         )
-        self._restore(level, tier.recover())
+        self._restore(level, found)
         return level
 
     def _restore(self, level: Level, found: Recovered) -> None:
@@ -282,18 +310,16 @@ class Core:
         return slots
 
     def _make_room(self, level: Level, count: int) -> None:
-        self.tidy(level)
-        with self.lock:
-            missing = count - level.table.free
-            if missing <= 0:
-                return
-            if not level.tier.stalls:
-                self._empty(level, self.evict(level, missing))
-                return
-            batch = int(level.table.slots * (1 - self.options.low_water))
-            gone = self.evict(level, max(missing, batch))
-            level.emptying.extend(gone)
-        self.tidy(level)
+        with level.room:  # one at a time, or each would evict a batch of its own
+            self.tidy(level)
+            with self.lock:
+                missing = count - level.table.free
+                if missing <= 0:
+                    return
+                batch = int(level.table.slots * (1 - self.options.low_water))
+                gone = self.evict(level, max(missing, batch if level.tier.stalls else 0))
+                self._empty(level, gone)
+            self.tidy(level)
 
     def _empty(self, level: Level, slots: list[int]) -> None:
         if not slots:
@@ -310,7 +336,7 @@ class Core:
         Raises nothing, since whoever calls it holds slots. What the tier cannot be told now it is
         told another time, but not while it is not to be written to.
         """
-        if not level.writable or not (level.emptying or level.condemned):
+        if not level.writable or not (level.emptying or level.condemned or level.untold):
             return
         with self.lock:
             slots, level.emptying = level.emptying, []
@@ -319,6 +345,7 @@ class Core:
             level.condemned = [each for each in level.condemned if each not in bad]
             for slot, _ in bad:
                 level.table.condemn(slot)
+            level.untold += bad  # until the tier knows
         known = {slot for slot, _ in bad} | {slot for slot, _ in level.condemned}
         slots = [slot for slot in slots if slot not in known]
         try:
@@ -327,8 +354,10 @@ class Core:
                 with self.lock:
                     level.table.emptied(slots)
                 slots = []
-            for slot, reason in bad:
+            while level.untold:
+                slot, reason = level.untold[0]
                 level.tier.quarantine([slot], reason)
+                level.untold.pop(0)
         except Exception as error:  # noqa: BLE001  a bug in a tier must not cost slots
             with self.lock:
                 level.emptying += slots

@@ -241,13 +241,10 @@ class DriveRead:
                 _settle(waiter, arrival)
 
     def _look_elsewhere(self, flight: Flight, error: Exception) -> None:
-        corrupt = self._gets.failed(self.level, flight.slot, flight.key, error)
+        self._gets.failed(self.level, flight.slot, flight.key, error)
         for _, waiters in self._gets.landed([flight]):
             for request, index, rows in waiters:
-                if corrupt:
-                    request.corrupt.add(index)
-                request.reasons[index] = str(error)
-                self._gets.again(request, index, flight.key, rows)
+                self._gets.after(request, index, flight.key, rows, error)
 
     def _let_go(self) -> None:
         core = self._gets.core

@@ -213,7 +213,8 @@ class Drives:
             if self.found_bytes[at] > size:
                 os.truncate(path, size)  # a compaction had got so far
             _sync_directory(path.parent)
-        self.files = [self._engine(path) for path in self.paths]
+        for path in self.paths:
+            self.files.append(self._engine(path))  # what is open is closed if the next fails
 
     def check_free(self, path: Path, more_bytes: int = 0) -> None:
         """Refuse to leave less than `min_free_bytes` on a drive, after so many bytes more.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvbench.store.block import CorruptBlockError, Stamp, Status
-from kvbench.store.core import GONE, Core, Level, admission
+from kvbench.store.core import GONE, Core, Level, admission, transient
 from kvbench.store.drive_read import DriveRead, Flight, Waiter
 from kvbench.store.lease import Hold
 from kvbench.store.memory_read import Item, MemoryRead
@@ -204,18 +204,30 @@ class Gets:
                 flight.waiters = []
         return over
 
-    def failed(self, level: Level, slot: int, key: bytes, error: Exception) -> bool:
-        """Deal with a copy that could not be read; whether it was damaged."""
+    def failed(self, level: Level, slot: int, key: bytes, error: Exception) -> None:
+        """Deal with a copy that could not be read."""
         core = self.core
         corrupt = isinstance(error, CorruptBlockError)
         with core.lock:
             if corrupt:
                 core.metrics.count(Counted.VERIFY_FAILURES, 1, tier=level.name)
-            if not (isinstance(error, OSError) and error.errno in GONE):
+            lost = isinstance(error, OSError) and error.errno in GONE
+            if not lost and not transient(error):
                 core.damaged(level, slot, key, error)
             if not corrupt:
                 core.failed_transfer(level, "read", error)
-        return corrupt
+
+    def after(
+        self, request: Request, index: int, key: bytes, rows: Rows | None, error: Exception
+    ) -> None:
+        """A copy could not be read: look for another one, unless it is to be asked for again."""
+        request.reasons[index] = str(error)
+        if transient(error):
+            request.settle([index], Status.BUSY, str(error))
+            return
+        if isinstance(error, CorruptBlockError):
+            request.corrupt.add(index)
+        self.again(request, index, key, rows)
 
     def served(self, level: Level, keys: Sequence[bytes], stamps: Sequence[Stamp]) -> None:
         """Blocks arrived whole: count them, and let the hot ones move."""

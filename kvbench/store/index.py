@@ -150,6 +150,13 @@ class Index:
             found.positions += columns[3]
             numbers += columns[4]
             found.sequences += columns[5]
+        if len(set(found.keys)) < len(found.keys):
+            # A damaged block had not been forgotten yet when its key was stored anew.
+            newest = {found.keys[i]: i for i in np.argsort(found.sequences, kind="stable")}
+            kept = sorted(int(i) for i in newest.values())
+            numbers = [numbers[i] for i in kept]
+            found.tenants = [""] * len(found.keys)
+            found = found.take(kept)
         try:
             check(found, slots)
             found.tenants = list(map(names.__getitem__, numbers))

@@ -66,6 +66,8 @@ class LockFile:
         """Let the lock go; the file stays."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
+        with contextlib.suppress(OSError):  # a forked process has this file open as well
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
 
 

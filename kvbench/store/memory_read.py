@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from kvbench.store.gets import Gets
 
+HOT_BYTES = 512 * 1024  # hashed straight after it was copied, while a core's cache has it
 QUEUE_FULL = "too many reads are waiting"
 
 
@@ -87,6 +88,8 @@ class MemoryRead:
             try:
                 items, wrong, stamps = self._copy(items, part)
             except RowsError as failed:
+                for item, error in bad:
+                    self._gets.failed(self.level, item.slot, item.key, error)
                 self._let_go()
                 request.settle([item.place for item in self._items], Status.BUSY, str(failed))
                 return
@@ -97,16 +100,14 @@ class MemoryRead:
             self._gets.served(self.level, [item.key for item in items], stamps)
             request.settle([item.place for item in items], Status.OK)
         for item, error in bad:
-            if self._gets.failed(self.level, item.slot, item.key, error):
-                request.corrupt.add(item.place)
-            request.reasons[item.place] = str(error)
+            self._gets.failed(self.level, item.slot, item.key, error)
         self._let_go()
         end_ns = time.perf_counter_ns()
         core.metrics.observe("get", self.level.name, (end_ns - start_ns) / 1e9, len(items))
         core.note(f"get {self.level.name}", COPY, start_ns, end_ns, len(items))
         request.unclaim(item.place for item, _ in bad)
-        for item, _ in bad:
-            self._gets.again(request, item.place, item.key, self._rows)
+        for item, error in bad:
+            self._gets.after(request, item.place, item.key, self._rows, error)
         core.tidy(self.level)
 
     def fail(self, reason: str) -> None:
@@ -137,26 +138,35 @@ class MemoryRead:
     ) -> tuple[list[Item], list[tuple[Item, Exception]], list[Stamp]]:
         """Copy one part of each block, or all of it: the good ones, the bad ones, the stamps."""
         layout, rows = self._gets.core.layout, self._rows
-        slots = [item.slot for item in items]
-        if isinstance(rows, HostRows):
-            targets = [rows.target(item.place, part) for item in items]
-            found = self.level.tier.read(slots, targets, part)
-        else:
-            targets, found = self._in_place(slots, part)
         good: list[Item] = []
         bad: list[tuple[Item, Exception]] = []
         stamps: list[Stamp] = []
-        for item, stamp, data in zip(items, found, targets, strict=True):
-            error = problem(stamp, item.key, part, data, layout)
-            if error is not None:
-                bad.append((item, error))
-                continue
-            good.append(item)
-            stamps.append(cast("Stamp", stamp))
-            if not isinstance(rows, HostRows):
-                rows.receive(item.place, part, data)
+        size_bytes = layout.block_bytes if part is None else layout.part_bytes
+        step = max(1, HOT_BYTES // size_bytes)
+        for at in range(0, len(items), step):
+            some = items[at : at + step]
+            targets, found = self._arrive(some, part)
+            for item, stamp, data in zip(some, found, targets, strict=True):
+                error = problem(stamp, item.key, part, data, layout)
+                if error is not None:
+                    bad.append((item, error))
+                    continue
+                good.append(item)
+                stamps.append(cast("Stamp", stamp))
+                if not isinstance(rows, HostRows):
+                    rows.receive(item.place, part, data)
         rows.finish([item.place for item in good], part)
         return good, bad, stamps
+
+    def _arrive(
+        self, items: list[Item], part: int | None
+    ) -> tuple[list[Bytes], list[Stamp | Exception]]:
+        """Blocks where they can be checked: in the rows, if those are in host memory."""
+        slots, rows = [item.slot for item in items], self._rows
+        if not isinstance(rows, HostRows):
+            return self._in_place(slots, part)
+        targets = [rows.target(item.place, part) for item in items]
+        return targets, self.level.tier.read(slots, targets, part)
 
     def _in_place(
         self, slots: list[int], part: int | None

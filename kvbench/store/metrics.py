@@ -114,7 +114,7 @@ class TierStats(msgspec.Struct, frozen=True, kw_only=True):
     states: dict[str, int]
     fence: str | None
     facts: dict[str, Fact]
-    codec_error_bound: float | None  # as its facts tell it
+    codec_error_bound: float | None  # as its facts tell it: a share of a group's largest value
     counters: dict[str, Amount]
     latencies: dict[str, Latencies]
 

@@ -17,7 +17,9 @@ from kvbench.store.metrics import Counted
 from kvbench.store.spans import COPY, IO
 from kvbench.store.table import State
 
-Done = Callable[[Status, str], None]  # called without the lock
+# Called without the lock: what became of the block, why, and the slot where it is now if it is
+# there, leased for whoever is told.
+Done = Callable[[Status, str, int | None], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +96,7 @@ class Moves:
                 del self._moving[level.number][move.key]
             queue.clear()
         for done in waiting:
-            done(Status.BUSY, reason)
+            done(Status.BUSY, reason, None)
 
     def _ask(self, source: Level, target: Level, keys: Iterable[bytes]) -> None:
         if not target.writable or not source.readable:
@@ -160,9 +162,20 @@ class Moves:
                 self.core.release(move.source, [move.slot])
                 if self._moving[target.number].get(move.key) is move:
                     del self._moving[target.number][move.key]
-            waiting = [done for move in moves for done in move.done]
-        for done in waiting:
-            done(status, reason)
+            told = [
+                (done, self._held(target, move, status)) for move in moves for done in move.done
+            ]
+        for done, slot in told:
+            if slot is None and status is Status.OK:
+                done(Status.BUSY, "it was evicted at once: the tier is too small", None)
+            else:
+                done(status, reason, slot)
+
+    def _held(self, target: Level, move: Move, status: Status) -> int | None:
+        slot = target.table.index.get(move.key) if status is Status.OK else None
+        if slot is not None:
+            target.table.lease([slot])
+        return slot
 
 
 class Drain:
@@ -254,16 +267,12 @@ class Drain:
     def _payloads(self, source: Level) -> tuple[list[Bytes], list[Stamp]]:
         """The blocks in host memory, and their stamps; damaged ones end here."""
         core = self._moves.core
-        views = [source.tier.view(move.slot) for move in self._batch]
-        payloads = [view for view in views if view is not None]
-        if len(payloads) == len(views):
-            return payloads, [source.table.stamp(move.slot) for move in self._batch]
-        payloads = staging(len(self._batch), core.layout.block_bytes)
-        found = source.tier.read([move.slot for move in self._batch], payloads)
+        payloads, found = self._arrive(source)
         good: list[tuple[Move, int | None, Bytes, Stamp]] = []
         for move, slot, payload, stamp in zip(
             self._batch, self._slots, payloads, found, strict=True
         ):
+            # Also what lies in memory is checked: a record must not make damage last.
             if isinstance(stamp, tuple) and payload_matches(stamp, payload, core.layout):
                 good.append((move, slot, payload, stamp))
                 continue
@@ -272,7 +281,18 @@ class Drain:
                 if slot is not None:
                     core.failed(self.level, slot)
                 core.damaged(source, move.slot, move.key, error)
+            core.metrics.count(Counted.VERIFY_FAILURES, 1, tier=source.name)
             self._moves.over(self.level, [move], Status.CORRUPT, f"the faster copy: {error}")
         self._batch = [move for move, _, _, _ in good]
         self._slots = [slot for _, slot, _, _ in good]
         return [payload for _, _, payload, _ in good], [stamp for _, _, _, stamp in good]
+
+    def _arrive(self, source: Level) -> tuple[list[Bytes], Sequence[Stamp | Exception]]:
+        """Payloads in host memory: the slots' own where it can be addressed, else staging."""
+        slots = [move.slot for move in self._batch]
+        views = [source.tier.view(slot) for slot in slots]
+        payloads = [view for view in views if view is not None]
+        if len(payloads) == len(views):
+            return payloads, [source.table.stamp(slot) for slot in slots]
+        payloads = staging(len(slots), self._moves.core.layout.block_bytes)
+        return payloads, source.tier.read(slots, payloads)

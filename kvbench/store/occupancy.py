@@ -1,15 +1,20 @@
 """What a store holds at one moment, for its stats. The store's lock is held."""
 
+from collections.abc import Mapping
+
 from kvbench.store.core import Core, Level
 from kvbench.store.metrics import Occupancy, Queue, TierOccupancy, Use
 from kvbench.store.moves import Moves
 from kvbench.store.puts import Puts
 from kvbench.store.table import State
+from kvbench.store.tier import Fact
 
 HOLDING = (State.READY, State.LEASED)
 
 
-def occupancy(core: Core, moves: Moves, puts: Puts) -> Occupancy:
+def occupancy(
+    core: Core, moves: Moves, puts: Puts, facts: Mapping[str, dict[str, Fact]]
+) -> Occupancy:
     """Tiers, tenants, queues and leases as they are now; the lock is held."""
     block_bytes = core.layout.block_bytes
     queues = {
@@ -33,14 +38,14 @@ def occupancy(core: Core, moves: Moves, puts: Puts) -> Occupancy:
             queues[pool.name] = Queue(depth=pool.depth, limit=pool.limit)
     in_flight = sum(len(level.table.writing) for level in core.levels)
     return Occupancy(
-        tiers={level.name: _tier(level, block_bytes) for level in core.levels},
+        tiers={level.name: _tier(level, block_bytes, facts[level.name]) for level in core.levels},
         queues=queues,
         in_flight_bytes=in_flight * block_bytes,
         leases=len(core.leases),
     )
 
 
-def _tier(level: Level, block_bytes: int) -> TierOccupancy:
+def _tier(level: Level, block_bytes: int, facts: dict[str, Fact]) -> TierOccupancy:
     tenants = {
         tenant: Use(
             blocks=blocks,
@@ -57,5 +62,5 @@ def _tier(level: Level, block_bytes: int) -> TierOccupancy:
         states=states,
         tenants=tenants,
         fence=None if level.fence is None else level.fence.reason,
-        facts=level.tier.facts(),
+        facts=facts,
     )

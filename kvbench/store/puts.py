@@ -181,14 +181,10 @@ class Put:
         """Copy the rows, checksum, write, and let the blocks be found."""
         start_ns = time.perf_counter_ns()
         core, level = self._puts.core, self.level
-        news, payloads = self._take()
+        news, payloads, stamps = self._take()
         if not news:
             self._puts.ended(self)
             return
-        stamps = [
-            new.stamp._replace(sums=checksums(payload, core.layout))
-            for new, payload in zip(news, payloads, strict=True)
-        ]
         slots = [new.slot for new in news if new.slot is not None]
         errors = level.tier.write(slots, stamps, payloads)
         whole = [error is None for error in errors]
@@ -234,7 +230,7 @@ class Put:
         self._puts.core.metrics.count(Counted.BUSY, len(self._news), tier=self.level.name)
         self._end(list(self._news), Status.BUSY, "too many puts are waiting")
 
-    def _take(self) -> tuple[list[_New], list[Bytes]]:
+    def _take(self) -> tuple[list[_New], list[Bytes], list[Stamp]]:
         """Slots, and the rows in memory of the store; what cannot be had ends here."""
         level, request = self.level, self._request
         if level.tier.stalls:
@@ -245,27 +241,31 @@ class Put:
         self._end(late, Status.TIMEOUT, "the put was over before its rows were copied")
         news = list(self._news)
         try:
-            payloads = self._copies(news)
+            payloads, stamps = self._copies(news)
         except RowsError as failed:
             self._end(news, Status.BUSY, str(failed))
-            return [], []
+            return [], [], []
         if level.tier.stalls:
             request.unclaim(new.place for new in news)  # the rows are the caller's again
             if not level.writable:  # who was let go meanwhile did not include these
                 self._end(news, Status.BUSY, "its tier was given up")
-                return [], []
-        return news, payloads
+                return [], [], []
+        return news, payloads, stamps
 
-    def _copies(self, news: list[_New]) -> list[Bytes]:
-        """The rows in memory of the store: in the slots themselves, or in staging."""
+    def _copies(self, news: list[_New]) -> tuple[list[Bytes], list[Stamp]]:
+        """The rows in memory of the store, in the slots themselves or in staging; their stamps."""
+        layout = self._puts.core.layout
         tier, rows = self.level.tier, self._rows
         views = [None if new.slot is None else tier.view(new.slot) for new in news]
         missing = sum(view is None for view in views)
-        buffers = staging(missing, self._puts.core.layout.block_bytes)
+        buffers = staging(missing, layout.block_bytes)
         payloads = [buffers.pop() if view is None else view for view in views]
+        stamps: list[Stamp] = []
         for new, payload in zip(news, payloads, strict=True):
             rows.send(new.place, payload)
-        return payloads
+            # At once, while a core's cache has the block: a fifth of the time of a put.
+            stamps.append(new.stamp._replace(sums=checksums(payload, layout)))
+        return payloads, stamps
 
     def _take_slots(self) -> None:
         """Slots in a tier that may stall, where old blocks have to be forgotten first."""

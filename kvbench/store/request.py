@@ -15,6 +15,22 @@ from kvbench.store.block import Status
 Result = list[Status]
 
 
+_callbacks = concurrent.futures.ThreadPoolExecutor(4, "kvbench-callbacks")
+
+
+class _Future(concurrent.futures.Future[Result]):
+    """A future whose callbacks are nobody's business but the caller's.
+
+    They run on threads of their own: one that is slow must not hold up a drive, or the clock.
+    """
+
+    def add_done_callback(
+        self, fn: Callable[[concurrent.futures.Future[Result]], object], /
+    ) -> None:
+        """Call it, on another thread, when every key is settled."""
+        super().add_done_callback(lambda done: _callbacks.submit(fn, done))
+
+
 class Request:
     """What `put`, `get_into`, `prefetch` and `flush` return: a future, and awaitable.
 
@@ -34,12 +50,14 @@ class Request:
         self.size = size
         self.started_ns = time.perf_counter_ns()
         self.expires_s = None if deadline_s is None else time.monotonic() + deadline_s
-        self.future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+        self.future: concurrent.futures.Future[Result] = _Future()
+        self.on_end: Callable[[], None] = lambda: None  # the store's own, quick
         self.reasons: dict[int, str] = {}
         self.corrupt: set[int] = set()  # keys of which a damaged copy was found
         self._lock = threading.Lock()
         self._statuses: list[Status | None] = [None] * size
         self._claimed = bytearray(size)
+        self._given_up: dict[int, tuple[Status, str]] = {}
         self._when_free: dict[int, Callable[[], None]] = {}
         self._and_then = and_then
         self._left = size + and_then  # `and_then`: it also waits for `complete`
@@ -99,11 +117,16 @@ class Request:
     def unclaim(self, indexes: Iterable[int]) -> None:
         """These rows are not in use any more, and their keys are still open."""
         calls: list[Callable[[], None]] = []
+        late: list[tuple[int, Status, str]] = []
         with self._lock:
             for i in indexes:
                 self._claimed[i] = 0
                 if i in self._when_free:
                     calls.append(self._when_free.pop(i))
+                if i in self._given_up:  # while the row was in use
+                    late.append((i, *self._given_up.pop(i)))
+        for i, status, reason in late:
+            self.settle([i], status, reason)
         for call in calls:
             call()
 
@@ -145,10 +168,13 @@ class Request:
         indexes: Iterable[int] | None = None,
         status: Status = Status.TIMEOUT,
     ) -> int:
-        """That status for all that is open, but for rows in use: those are about to be settled."""
+        """That status for all that is open; rows in use have it if they are let go unsettled."""
         with self._lock:
-            among = range(self.size) if indexes is None else indexes
+            among = range(self.size) if indexes is None else list(indexes)
             unclaimed = [i for i in among if not self._claimed[i]]
+            for i in among:
+                if self._claimed[i] and self._statuses[i] is None:
+                    self._given_up.setdefault(i, (status, reason))
             before = self._left
             settled = self._settle(unclaimed, status, reason)
             self._left -= self._and_then
@@ -181,3 +207,4 @@ class Request:
     def _finish(self) -> None:
         statuses = [status for status in self._statuses if status is not None]
         self.future.set_result(statuses)
+        self.on_end()

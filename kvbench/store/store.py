@@ -14,9 +14,11 @@ with TieredStore([DramTier(...), NvmeTier(...)]) as store:
 
 import itertools
 import logging
+import math
 import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, cast
 
@@ -40,6 +42,7 @@ from kvbench.store.workers import Alarm
 
 _log = logging.getLogger("kvbench.store")
 TICK_S = 0.05  # how often leases and stuck operations are looked at
+MOST_POSITION = 2**62
 CLOSE_S = 600.0  # the longest that closing waits for blocks to be written
 
 
@@ -60,8 +63,9 @@ class TieredStore:
         self._flushes = Flushes(core, self._moves, self._puts, durable[-1]) if durable else None
         self._numbers = itertools.count(1)
         self._open = True
+        self._closing = False
         self._alarm = Alarm("kvbench-clock")
-        core.on_fence = lambda level: self._alarm.at(0.0, lambda: self._give_up(level))
+        core.on_fence = self._fenced
         self._tick()
 
     @property
@@ -81,6 +85,8 @@ class TieredStore:
         start_s = time.perf_counter()
         core = self._core
         ttl_s = core.options.lease_s if ttl_s is None else ttl_s
+        if not math.isfinite(ttl_s):
+            raise UsageError(f"ttl_s is {ttl_s}: a lease has to end, give seconds")
         tiers: list[str] = []
         holds: Holds = []
         with core.lock:
@@ -156,6 +162,12 @@ class TieredStore:
                 f"the tenant {tenant[:20]!r}... takes {len(tenant.encode())} bytes of UTF-8: "
                 f"at most {MOST_TENANT_BYTES}"
             )
+        if parent is not None:
+            _checked([parent])
+        if not 0 <= position <= MOST_POSITION - len(keys):
+            raise UsageError(f"position is {position}: it counts the blocks before the first key")
+        if "\0" in tenant:
+            raise UsageError(f"the tenant {tenant[:20]!r} has a NUL in it: use another name")
         if parent is not None and parent in keys:
             raise UsageError(f"block {parent.hex()[:16]} cannot be its own parent, or its child's")
         whole = as_rows(rows, len(keys), self.layout, filled=False)
@@ -210,8 +222,11 @@ class TieredStore:
     def stats(self) -> StoreStats:
         """What was counted since the store was opened, and what it holds now."""
         core = self._core
+        self._check_open()
+        # Not under the lock: a drive that hangs may keep its facts to itself.
+        facts = {level.name: level.tier.facts() for level in core.levels}
         with core.lock:
-            now = occupancy(core, self._moves, self._puts)
+            now = occupancy(core, self._moves, self._puts, facts)
         return core.metrics.snapshot(now)
 
     def events(self, since: int = 0, limit: int = 1024) -> Events:
@@ -242,35 +257,54 @@ class TieredStore:
         )
 
     def close(self, *, flush: bool = True) -> None:
-        """End the store. With `flush`, every block that fits is in the durable tier afterwards."""
-        if not self._open:
-            return
+        """End the store. With `flush`, every block that fits is in the durable tier afterwards.
+
+        What is not, and why, is in the log. Without, what waits to be moved is dropped.
+        """
+        with self._core.lock:
+            if self._closing:
+                return
+            self._closing = True
         if flush and self._flushes is not None and self._flushes.level.writable:
-            try:
-                self.flush().result(CLOSE_S)
-            except TimeoutError:
-                _log.error("closing: blocks were still being written after %s s", CLOSE_S)
+            self._flush_all()
         with self._core.lock:
             self._open = False
             for lease in self._core.leases.all():
                 self._end(lease)
         self._alarm.close()
         # All threads first: one that reads from a drive may write to the memory above.
-        ended = [
-            (level, pool.close()) for level in reversed(self._core.levels) for pool in level.pools()
-        ]
-        for level, over in ended:
-            if not over:  # nobody is to wait for it for ever
-                with self._core.lock:
-                    self._core.fence(level, "it hung when the store was closed", reads=True)
-                self._give_up(level)
+        hang = [level for level in reversed(self._core.levels) if not self._stop(level)]
+        for level in hang:  # nobody is to wait for it for ever
+            with self._core.lock:
+                self._core.fence(level, "it hung when the store was closed", reads=True)
+            self._give_up(level)
         for level in self._core.levels:
-            if all(over for _, over in ended):
-                self._core.tidy(level)
-                level.tier.close()
-            else:
+            if hang:
                 _log.error("an operation hangs: tier %s is left as it is", level.name)
+                continue
+            self._core.tidy(level)
+            try:
+                level.tier.close()
+            except OSError:
+                _log.exception("tier %s cannot be closed", level.name)
         self._core.events.close()
+
+    def _flush_all(self) -> None:
+        request = self.flush()
+        try:
+            left = [status for status in request.result(CLOSE_S) if status is not Status.OK]
+        except TimeoutError:
+            _log.error("closing: blocks were still being written after %s s", CLOSE_S)
+            return
+        if left:
+            why = next(iter(request.reasons.values()), "no reason given")
+            _log.warning("closing: %d blocks are not in the durable tier (%s)", len(left), why)
+
+    def _stop(self, level: Level) -> bool:
+        """End a tier's threads; False if one hangs."""
+        self._moves.abandon(level, "the store is closed")
+        known = level.fence is not None and level.fence.reads  # it was waited for long enough
+        return all([pool.close(0.0 if known else None) for pool in level.pools()])  # noqa: C419  each of them
 
     def __enter__(self) -> Self:
         return self
@@ -337,9 +371,11 @@ class TieredStore:
         and_then: bool = False,
     ) -> Request:
         self._check_open()
+        if deadline_s is not None and not math.isfinite(deadline_s):
+            raise UsageError(f"deadline_s is {deadline_s}: give seconds from now, or None")
         request = Request(kind, size, deadline_s=deadline_s, parts=parts, and_then=and_then)
         number = next(self._numbers)
-        request.future.add_done_callback(lambda _: self._ended(request, number))
+        alarm: int | None = None
         if request.expires_s is not None:
             known = weakref.ref(request)  # or the clock would keep the rows of requests long over
 
@@ -348,11 +384,17 @@ class TieredStore:
                 if still is not None:
                     still.give_up("the deadline passed")
 
-            self._alarm.at(request.expires_s, expire)
+            alarm = self._alarm.at(request.expires_s, expire)
+        # No reference to the request from itself: it is gone when the caller lets it go.
+        request.on_end = partial(self._ended, weakref.ref(request), number, alarm)
         return request
 
-    def _ended(self, request: Request, number: int) -> None:
-        core = self._core
+    def _ended(self, known: "weakref.ref[Request]", number: int, alarm: int | None) -> None:
+        core, request = self._core, known()
+        if alarm is not None:
+            self._alarm.drop(alarm)
+        if request is None:
+            return
         end_ns = time.perf_counter_ns()
         late = request.statuses.count(Status.TIMEOUT)
         if late:
@@ -394,14 +436,17 @@ class TieredStore:
         if (level.emptying or level.condemned) and not level.writers.depth:
             level.writers.submit(_Tidy(core, level))
 
+    def _fenced(self, level: Level) -> None:
+        self._alarm.at(0.0, lambda: self._give_up(level))
+
     def _give_up(self, level: Level) -> None:
         """A tier was fenced: let everybody go who waits for it. On the clock's thread."""
         fence = level.fence
         if fence is None:
             return
         reason = f"tier {level.name}: {fence.reason}"
-        level.writers.clear(reason)
         self._moves.abandon(level, reason)
+        level.writers.clear(reason)
         self._puts.abandon(level, reason)
         if self._flushes is not None:
             self._flushes.abandon(level, reason)

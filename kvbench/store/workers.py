@@ -14,7 +14,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 _log = logging.getLogger("kvbench.store")
-JOIN_S = 5.0  # how long closing waits for a thread; it is then left to its drive
+HANGS_S = 5.0  # a task that takes longer when a pool closes is left to its drive
+JOIN_S = 0.05  # how often closing looks whether one does
+
+
+CLOCK_S = 5.0  # how long closing waits for a call of the clock
+LEAST_HEAP = 64  # calls of the clock; below it nothing is tidied
 
 
 class Task(Protocol):
@@ -84,15 +89,21 @@ class Workers:
         for task in waiting:
             self._fail(task, reason)
 
-    def close(self) -> bool:
-        """Finish what is queued and end the threads; False if one still hangs after a while."""
+    def close(self, hangs_s: float | None = None) -> bool:
+        """Finish what is queued and end the threads; False if a task hangs for so long.
+
+        That is HANGS_S unless it is said: without a `beat`, however much is queued.
+        """
+        hangs_s = HANGS_S if hangs_s is None else hangs_s
         with self._condition:
             self._open = False
             self._condition.notify_all()
-        end = time.monotonic() + JOIN_S
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+            while thread.is_alive():
+                thread.join(JOIN_S)
+                if thread.is_alive() and self.busy_longest_s() > hangs_s:
+                    return False
+        return True
 
     def _work(self) -> None:
         me = threading.get_ident()
@@ -129,24 +140,35 @@ class Alarm:
         self._condition = threading.Condition()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
+        self._dropped: set[int] = set()  # entries of the heap that nobody wants any more
         self._open = True
         self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
         self._thread.start()
 
-    def at(self, when_s: float, call: Callable[[], None]) -> None:
-        """Call it once `time.monotonic()` has reached `when_s`."""
+    def at(self, when_s: float, call: Callable[[], None]) -> int:
+        """Call it once `time.monotonic()` has reached `when_s`; a number for `drop`."""
         with self._condition:
             self._serial += 1
             heapq.heappush(self._heap, (when_s, self._serial, call))
             if self._heap[0][1] == self._serial:
                 self._condition.notify()
+            return self._serial
+
+    def drop(self, number: int) -> None:
+        """Do not make that call; at most as many dropped ones are kept as there are others."""
+        with self._condition:
+            self._dropped.add(number)
+            if 2 * len(self._dropped) > len(self._heap) + LEAST_HEAP:
+                self._heap = [each for each in self._heap if each[1] not in self._dropped]
+                heapq.heapify(self._heap)
+                self._dropped.clear()
 
     def close(self) -> None:
         """Call nothing any more."""
         with self._condition:
             self._open = False
             self._condition.notify()
-        self._thread.join(JOIN_S)
+        self._thread.join(CLOCK_S)
 
     def _watch(self) -> None:
         while True:
@@ -156,7 +178,10 @@ class Alarm:
                     self._condition.wait(wait_s)
                 if not self._open:
                     return
-                _, _, call = heapq.heappop(self._heap)
+                _, number, call = heapq.heappop(self._heap)
+                if number in self._dropped:
+                    self._dropped.discard(number)
+                    continue
             try:
                 call()
             except Exception:  # noqa: BLE001  or no deadline would ever pass again

@@ -37,7 +37,7 @@ from kvbench.store.spans import Spans
 from kvbench.store.store import TieredStore
 from kvbench_suites.replay import MS_PER_S, PATHS, trace_of
 from kvbench_suites.store_bodies import MEMORY_SHARE, done
-from kvbench_suites.turns import NS_PER_S, Book, Moved, Tally, Turn, Turns
+from kvbench_suites.turns import NS_PER_S, Book, Moved, Tally, Turn, Turns, since
 
 POLICIES: dict[str, Callable[[], TreePolicy[bytes]]] = {
     "lru": LRU,
@@ -84,7 +84,7 @@ class Replay:
         self._rows = self._made_rows()
         self._store = open_store(self._config())
         self._fill()
-        self._at_start = self._counted("hits", *MOVED)
+        self._at_start = self._counted(("hits", *MOVED))
 
     def start(self) -> None:
         """Begin: the trace's clock starts now."""
@@ -101,7 +101,7 @@ class Replay:
         self._stopping.set()
         self._running.stop()
         self._ended_ns = time.perf_counter_ns()
-        self._at_end = self._counted("hits", *MOVED)
+        self._at_end = self._counted(("hits", *MOVED))
 
     def slowed(self) -> float:
         """Requests beyond those told of, as a share."""
@@ -147,15 +147,15 @@ class Replay:
         """The path, what was hit by tier, and what the store did meanwhile."""
         tiers = self._running_store.stats().tiers
         evidence = {name: dict(tier.facts) for name, tier in tiers.items()}
-        moved = _since(self._at_start, self._at_end)
-        replay = self._book.evidence({tier: _only_moved(counts) for tier, counts in moved.items()})
+        replay = self._book.evidence(since(self._at_start, self._at_end, MOVED))
         replay["block_bytes"] = self._layout.block_bytes
         replay["unique_blocks"] = self._trace.unique_blocks
         replay["trace"] = f"{self._trace.name} {self._trace.digest}"
         path = PATHS["nvme" if "nvme" in tiers else "dram"]
         asked_bytes = None
         if "nvme" in tiers:
-            asked_bytes = moved["nvme"]["hits"] * self._layout.block_bytes
+            read = since(self._at_start, self._at_end, ("hits",))["nvme"]["hits"]
+            asked_bytes = read * self._layout.block_bytes
             if not tiers["nvme"].facts["direct_io"]:
                 path = "the store's host memory and drive, buffered"
         return Observed(
@@ -282,8 +282,7 @@ class Replay:
         tally.hit_tokens = min(usable * self._trace.block_tokens, turn.request.input_tokens)
         self._recent[lane] = [*self._recent[lane][1 - REMEMBERED :], turn]
         if self._book.enter(turn.number, tally):
-            moved = _since(self._at_start, self._counted(*MOVED))
-            self._book.at_end_of_pass(moved)
+            self._book.at_end_of_pass(since(self._at_start, self._counted(MOVED)))
         size_bytes = usable * self._layout.block_bytes
         return Outcome(restored_ns, restored_ns - arrived_ns, size_bytes)
 
@@ -362,7 +361,7 @@ class Replay:
 
     # Looking back.
 
-    def _counted(self, *names: str) -> Moved:
+    def _counted(self, names: Sequence[str]) -> Moved:
         """Blocks by tier and counter, since the store was opened."""
         return {
             name: {counter: tier.counters[counter].blocks for counter in names}
@@ -398,14 +397,3 @@ def _admission(context: Context) -> Moving:
 
 def _ids(blocks: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     return np.array([block & MASK for block in blocks], dtype=np.uint64)
-
-
-def _since(before: Moved, now: Moved) -> dict[str, dict[str, int]]:
-    return {
-        tier: {name: count - before[tier][name] for name, count in counts.items()}
-        for tier, counts in now.items()
-    }
-
-
-def _only_moved(counts: dict[str, int]) -> dict[str, int]:
-    return {name: counts[name] for name in MOVED}

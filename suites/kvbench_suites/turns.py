@@ -6,7 +6,7 @@ a lane is free for it: what it waits for a lane is part of its latency.
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +86,16 @@ class Tally:
 
 
 Moved = Mapping[str, Mapping[str, int]]  # by tier, blocks by what happened to them
+
+
+def since(
+    before: Moved, now: Moved, names: Sequence[str] | None = None
+) -> dict[str, dict[str, int]]:
+    """What was counted between two moments; of these names, or of all that the later one has."""
+    return {
+        tier: {name: counts[name] - before[tier][name] for name in names or counts}
+        for tier, counts in now.items()
+    }
 
 
 class Book:

@@ -225,7 +225,7 @@ def test_a_store_with_no_lease_to_spare_is_busy_and_everything_is_computed() -> 
 def test_tokens_that_left_a_window_are_not_saved_and_it_is_said_once(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = prompt(LONG)
+    ids = prompt(4 * BLOCK)  # the last of the four blocks is in the window still
     with store_of("dram", shape_of(name), Path()) as store:
         prefix = prefix_of(name, store)
         cache = new_cache(name)

@@ -41,16 +41,28 @@ def test_a_key_keeps_its_first_status() -> None:
     assert mine.reasons == {0: "late"}
 
 
-def test_a_row_in_use_is_not_given_up() -> None:
+def test_a_row_in_use_is_given_up_when_it_is_let_go_unsettled() -> None:
     mine = request(3)
     assert mine.claim([0, 1]) == [0, 1]
     assert mine.give_up("cancelled") == 1
     assert mine.statuses == [None, None, TIMEOUT]
     assert mine.open(0)
     mine.settle([0], OK)
-    mine.unclaim([1])
-    assert mine.give_up("cancelled") == 1
+    mine.unclaim([1])  # between two parts, say: nobody else would settle it
     assert mine.result(0) == [OK, TIMEOUT, TIMEOUT]
+    assert mine.reasons[1] == "cancelled"
+
+
+def test_callbacks_run_on_threads_of_their_own() -> None:
+    mine = request(1)
+    where: list[str] = []
+    called = threading.Event()
+    mine.future.add_done_callback(
+        lambda _: (where.append(threading.current_thread().name), called.set())
+    )
+    mine.settle([0], OK)
+    assert called.wait(20)
+    assert where[0].startswith("kvbench-callbacks")
 
 
 def test_what_wants_a_row_that_is_in_use_has_to_wait_for_it() -> None:

@@ -318,9 +318,10 @@ def test_a_write_that_went_wrong_silently_is_found_when_it_is_read(
     store, tier = made
     tier.add(Fault(operation="write", kind=Flip(12_345)))
     on_the_drive_alone(store)
-    assert get(store, EIGHT) == [CORRUPT] + [OK] * 7
-    assert put(store, EIGHT[:1]) == [OK]
-    assert get(store, EIGHT[:1]) == [OK]
+    statuses = get(store, EIGHT)
+    assert sorted(status.value for status in statuses) == ["corrupt"] + ["ok"] * 7
+    assert put(store, EIGHT) == [OK] * 8
+    assert get(store, EIGHT) == [OK] * 8
 
 
 def test_a_flip_on_the_way_through_layers_is_found(made: tuple[TieredStore, FaultyTier]) -> None:
@@ -340,7 +341,10 @@ def test_a_flush_whose_sync_fails_promises_nothing(made: tuple[TieredStore, Faul
     request = store.flush(EIGHT)
     assert request.result(WAIT_S) == [BUSY] * 8
     assert "not durable" in request.reasons[0]
-    assert store.flush(EIGHT).result(WAIT_S) == [OK] * 8
+    # Linux forgets what it could not write: another sync would say that all is well.
+    assert store.stats().tiers["nvme"].fence == "sync: [Errno 5] Input/output error"
+    assert store.flush(EIGHT).result(WAIT_S) == [BUSY] * 8
+    assert get(store, EIGHT) == [OK] * 8
 
 
 # ---------------------------------------------------------------- memory

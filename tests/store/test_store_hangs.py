@@ -47,7 +47,7 @@ PATIENT = Options(stuck_s=WAIT_S * 10, read_threads=2, write_threads=2)
 @pytest.fixture
 def short_joins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing waits less long for a thread that hangs."""
-    monkeypatch.setattr(workers, "JOIN_S", 0.3)
+    monkeypatch.setattr(workers, "HANGS_S", 0.3)
 
 
 def closing_thread(store: TieredStore) -> threading.Thread:

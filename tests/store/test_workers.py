@@ -153,7 +153,7 @@ def test_closing_finishes_what_is_queued_and_takes_nothing_more(pool: Workers) -
 
 
 def test_closing_does_not_wait_for_a_thread_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "JOIN_S", 0.1)
+    monkeypatch.setattr(workers, "HANGS_S", 0.1)
     pool = Workers("pool", 2, limit=2)
     release = occupy(pool)
     start_s = time.monotonic()
