@@ -56,10 +56,10 @@ def put_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
     waiting = []
     for at in range(0, len(keys), BATCH):
         some = keys[at : at + BATCH]
-        rows = source[np.arange(at, at + len(some)) % len(source)]
-        assert set(store.put(some, list(rows)).result()) == {Status.OK}
+        rows = [source[n % len(source)] for n in range(at, at + len(some))]
+        assert set(store.put(some, rows).result()) == {Status.OK}
         waiting.append(store.flush(some))
-        if len(waiting) > IN_FLIGHT:
+        if len(waiting) > IN_FLIGHT:  # or what is put would push out what is not written yet
             assert set(waiting.pop(0).result()) == {Status.OK}
     for request in waiting:
         assert set(request.result()) == {Status.OK}
@@ -106,7 +106,7 @@ def compare(folder: Path, block_bytes: int, blocks: int, rounds: int) -> None:
         directories=[folder / "store"],
         nvme_bytes=capacity_for(blocks + blocks // 8, layout),  # evicted by the batch
         min_free_bytes=0,
-        options=Options(promotion="never", read_threads=DEPTH, write_threads=DEPTH),
+        options=Options(promotion="never", read_threads=DEPTH),
     )
     (folder / "store").mkdir()
     seconds: dict[str, list[float]] = {"put": [], "fio write": [], "get": [], "fio read": []}

@@ -213,15 +213,13 @@ class PrefixCache:
         return sources, lengths.pop()
 
     def _empty(self, tokens: int) -> "list[torch.Tensor]":
-        # Workers write to them, which inference mode would forbid.
-        with torch.inference_mode(False):
-            return [
-                torch.empty(
-                    (1, each.heads, tokens, each.size), dtype=each.dtype, device=self.shape.device
-                )
-                for layer in self.shape.layers
-                for each in (layer.keys, layer.values)
-            ]
+        return [
+            torch.empty(
+                (1, each.heads, tokens, each.size), dtype=each.dtype, device=self.shape.device
+            )
+            for layer in self.shape.layers
+            for each in (layer.keys, layer.values)
+        ]
 
     def _filled(self, tensors: "Sequence[torch.Tensor]", tokens: int) -> Cache:
         """A cache such as the model makes for itself, given these tokens in one go."""

@@ -48,8 +48,8 @@ class Options:
     most_leases: int = 100_000
     memory_threads: int = 2  # for each tier in memory
     read_threads: int = 16  # for each tier that may stall: its queue depth
-    write_threads: int = 16
-    transfer_bytes: int = MIB  # neighbouring blocks of a drive move together up to this size
+    write_threads: int = 8
+    transfer_bytes: int = 4 * MIB  # neighbouring blocks of a drive move together up to this size
     batch_bytes: int = 8 * MIB  # blocks in memory are copied by one thread up to this size
     put_queue_bytes: int = 1024 * MIB  # rows that wait to be copied; beyond it `put` says BUSY
     write_behind_bytes: int = 256 * MIB  # blocks that wait to be written; beyond it they are not

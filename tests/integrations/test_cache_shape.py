@@ -46,8 +46,14 @@ def test_models_of_other_shapes_have_other_namespaces() -> None:
     digests = {namespace_of(shape_of(name)).digest for name in MODELS}
     assert len(digests) == len(MODELS)
     shape = shape_of("gemma3")
-    wider = replace(shape, layers=(replace(shape.layers[0], window=99), *shape.layers[1:]))
-    assert namespace_of(wider).digest != namespace_of(shape).digest
+    first, *others = shape.layers
+    for changed in (
+        replace(first, window=99),
+        replace(first, values=replace(first.values, heads=4)),
+        replace(first, keys=replace(first.keys, size=16)),
+    ):
+        other = replace(shape, layers=(changed, *others))
+        assert namespace_of(other).digest != namespace_of(shape).digest
 
 
 def cache_of(name: str) -> Any:

@@ -253,7 +253,7 @@ def test_a_cache_with_windows_can_be_saved_as_it_grows(name: str, chunk: int) ->
         saves: list[Saved] = []
         for end in range(chunk, LONG, chunk):
             run(name, ids[:, :end], cache, chunk)
-            saved = prefix.save(cache, ids)
+            saved = prefix.save(cache, ids, tenant="acme")
             assert saved.lost == 0
             assert saved.known + len(saved.request.statuses) == end // BLOCK
             saves.append(saved)
@@ -261,8 +261,13 @@ def test_a_cache_with_windows_can_be_saved_as_it_grows(name: str, chunk: int) ->
         stuck.release.set()
         assert {each for saved in saves for each in saved.request.result(WAIT_S)} == {Status.OK}
         restored = prefix.restore(ids)
+        told = {event.key: event for event in store.events().events}
+        keys = prefix.keys(ids)
     assert restored.tokens == 4 * BLOCK
     check(name, ids, restored, chunk)
+    for at, (key, before) in enumerate(zip(keys, [None, *keys[:-1]], strict=True)):
+        event = told[key]
+        assert (event.parent, event.position, event.tenant) == (before, at, "acme")
 
 
 @pytest.mark.parametrize("name", MODELS)
