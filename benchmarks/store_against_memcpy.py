@@ -15,6 +15,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from kvbench.store.block import Bytes, Layout, Status
 from kvbench.store.dram import DramTier
 from kvbench.store.options import Options
 from kvbench.store.posix import mapped_buffer
+from kvbench.store.request import Request
 from kvbench.store.store import TieredStore
 from kvbench.units import KIB, MIB, exact_bytes
 
@@ -67,6 +69,18 @@ def timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - start_s
 
 
+def in_turn(requests: list[partial[Request]]) -> None:
+    """One request is begun while the one before it is served, as an engine would."""
+    before: Request | None = None
+    for begin in requests:
+        now = begin()
+        if before is not None:
+            assert set(before.result()) == {Status.OK}
+        before = now
+    assert before is not None
+    assert set(before.result()) == {Status.OK}
+
+
 def compare(block_bytes: int, blocks: int, threads: int, rounds: int) -> None:
     """One block size, one number of threads."""
     layout = Layout(block_bytes)
@@ -77,15 +91,18 @@ def compare(block_bytes: int, blocks: int, threads: int, rounds: int) -> None:
         keys = [os.urandom(32) for _ in range(blocks)]
 
         def put(keys: list[bytes] = keys) -> None:
-            for at in range(0, blocks, BATCH):
-                done = store.put(keys[at : at + BATCH], source[at : at + BATCH]).result()
-                assert done.count(Status.OK) == len(done)
+            requests = [
+                partial(store.put, keys[at : at + BATCH], list(source[at : at + BATCH]))
+                for at in range(0, blocks, BATCH)
+            ]
+            in_turn(requests)
 
         def get(keys: list[bytes] = keys) -> None:
-            for at in range(0, blocks, BATCH):
-                with store.lookup(keys[at : at + BATCH]) as lease:
-                    done = store.get_into(lease, target[at : at + BATCH]).result()
-                assert done.count(Status.OK) == BATCH
+            requests = [
+                partial(store.get_into, keys[at : at + BATCH], list(target[at : at + BATCH]))
+                for at in range(0, blocks, BATCH)
+            ]
+            in_turn(requests)
 
         def lookup(keys: list[bytes] = keys) -> None:
             for at in range(0, blocks, 32):
