@@ -345,7 +345,7 @@ class Core:
             level.condemned = [each for each in level.condemned if each not in bad]
             for slot, _ in bad:
                 level.table.condemn(slot)
-            level.untold += bad  # until the tier knows
+            untold, level.untold = level.untold + bad, []  # of which the tier does not know yet
         known = {slot for slot, _ in bad} | {slot for slot, _ in level.condemned}
         slots = [slot for slot in slots if slot not in known]
         try:
@@ -354,13 +354,14 @@ class Core:
                 with self.lock:
                     level.table.emptied(slots)
                 slots = []
-            while level.untold:
-                slot, reason = level.untold[0]
+            while untold:
+                slot, reason = untold[0]
                 level.tier.quarantine([slot], reason)
-                level.untold.pop(0)
+                untold = untold[1:]
         except Exception as error:  # noqa: BLE001  a bug in a tier must not cost slots
             with self.lock:
                 level.emptying += slots
+                level.untold += untold
                 self.failed_transfer(level, "write", error)
 
     # Faults. The lock is held.

@@ -108,5 +108,3 @@ def check(found: Columns, slots: int) -> None:
         raise IndexDamagedError(f"a row's key has not {KEY_BYTES} bytes")
     if numbers.min() < 0 or found.slots[-1] >= slots or (np.diff(numbers[0]) <= 0).any():
         raise IndexDamagedError("a row's slot is out of range, or its position below 0")
-    if len(set(found.keys)) != len(found.keys):
-        raise IndexDamagedError("two rows have one key")

@@ -215,5 +215,7 @@ class SlotTable:
     def _step(self, slot: int, step: Step) -> None:
         after = _AFTER[self._state[slot]][step]
         if after is None:
-            raise AssertionError(f"{step.name.lower()} of slot {slot}, which is {self.state(slot).name}")
+            raise AssertionError(
+                f"{step.name.lower()} of slot {slot}, which is {self.state(slot).name}"
+            )
         self._state[slot] = after

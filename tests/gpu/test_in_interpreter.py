@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# A process each, so that they can run side by side: of about the same length, and the least number
-# of tests that must have passed, since exit status 0 would also be a process that skipped all.
+# A process each, so that they can run side by side; few, since each first imports torch. Of about
+# the same length, and the least number of tests that must have passed, since exit status 0 would
+# also be a process that skipped all.
 GROUPS = {
-    "movement": (("copy", "gather", "pointers", "tokens", "swap", "checksum"), 300),
-    "relayout": (("relayout",), 100),
-    "fp8 and int8": (("casts", "fp8", "int8", "fused"), 100),
-    "int4": (("int4", "kivi"), 50),
-    "bodies": (("hbm_kernels", "kernel_bodies"), 100),
+    "movement and int4": (
+        ("copy", "gather", "pointers", "tokens", "swap", "checksum", "int4", "kivi"),
+        700,
+    ),
+    "relayout": (("relayout",), 300),
+    "fp8 and int8": (("casts", "fp8", "int8"), 200),
+    "fused and bodies": (("fused", "hbm_kernels", "kernel_bodies"), 200),
 }
 
 

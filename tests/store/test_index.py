@@ -357,10 +357,6 @@ WRONG_ROWS: dict[str, tuple[str, str]] = {
     "short key": ("UPDATE blocks SET key = x'00' WHERE slot = 5", "has not 32 bytes"),
     "short parent": ("UPDATE blocks SET parent = x'00' WHERE slot = 5", "has not 32 bytes"),
     "text key": ("UPDATE blocks SET key = 'text' WHERE slot = 5", "wrong type"),
-    "same key": (
-        "UPDATE blocks SET key = (SELECT key FROM blocks WHERE slot = 6) WHERE slot = 5",
-        "two rows have one key",
-    ),
     "no tenant": ("UPDATE blocks SET tenant = 77 WHERE slot = 5", "wrong type"),
     "text position": ("UPDATE blocks SET position = 'x' WHERE slot = 5", "wrong type"),
     "real position": ("UPDATE blocks SET position = 1.5 WHERE slot = 5", "wrong type"),
@@ -375,6 +371,12 @@ def test_rows_that_cannot_be_right_are_damage(index: Index, wrong: str) -> None:
     index.base.execute(statement)
     with pytest.raises(IndexDamagedError, match=said):
         index.load(SLOTS)
+
+
+def test_of_two_rows_with_one_key_the_one_written_later_counts(index: Index) -> None:
+    old, new, other = row(2, 10, "a"), row(7, 30, "b")._replace(key=row(2).key), row(5, 20, "c")
+    put(index, old, new, other)
+    assert rows_of(index.load(SLOTS)) == [other, new]
 
 
 def test_a_store_is_known_by_its_index_alone(index: Index, tmp_path: Path) -> None:
