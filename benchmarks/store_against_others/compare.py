@@ -67,7 +67,14 @@ def measure(setting: Setting, block_bytes: int, blocks: int) -> list[Entry]:
             work.append("--huge-pages")
         for contestant, entry in zip(contestants, entries, strict=True):
             worker = start(contestant, entry, setting, work)
-            workers.append(None if worker is None else stack.enter_context(worker))
+            workers.append(worker)
+            if worker is None:
+                continue
+            stack.enter_context(worker)
+            try:
+                worker.wait_until_ready()
+            except WorkerError as error:
+                entry.reason = f"its worker did not start: {error}"
         for name in FIO:
             entries.append(Entry(name=name, blocks=blocks, block_bytes=block_bytes))
             workers.append(None)
@@ -82,17 +89,12 @@ def measure(setting: Setting, block_bytes: int, blocks: int) -> list[Entry]:
 
 
 def start(contestant: Contestant, entry: Entry, setting: Setting, work: list[str]) -> Worker | None:
-    """Its worker, ready; None, with the reason noted, if there is no environment for it."""
+    """Its worker; None, with the reason noted, if there is no environment for it."""
     python = setting.pythons[contestant.environment]
     if python is None:
         entry.reason = f"skipped: no --python-{contestant.environment}"
         return None
-    worker = Worker(contestant, python, setting.folder / f"{contestant.name}.log", work)
-    try:
-        worker.wait_until_ready()
-    except WorkerError as error:
-        entry.reason = f"its worker did not start: {error}"
-    return worker
+    return Worker(contestant, python, setting.folder / f"{contestant.name}.log", work)
 
 
 def order(size: int, number: int, rounds: int) -> list[int]:

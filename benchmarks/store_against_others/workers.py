@@ -80,8 +80,10 @@ class Worker:
     def _answer(self) -> str:
         timer = threading.Timer(LIMIT_S, self._process.kill)
         timer.start()
-        answer = self._answers.readline()
-        timer.cancel()
+        try:
+            answer = self._answers.readline()
+        finally:
+            timer.cancel()
         if not answer:
             raise WorkerError(self._last_words())
         return answer

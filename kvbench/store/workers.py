@@ -138,14 +138,14 @@ class Alarm:
 
     def __init__(self, name: str) -> None:
         self._condition = threading.Condition()
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._serial = 0
         self._dropped: set[int] = set()  # entries of the heap that nobody wants any more
         self._open = True
         self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
         self._thread.start()
 
-    def at(self, when_s: float, call: Callable[[], None]) -> int:
+    def at(self, when_s: float, call: Callable[[], object]) -> int:
         """Call it once `time.monotonic()` has reached `when_s`; a number for `drop`."""
         with self._condition:
             self._serial += 1

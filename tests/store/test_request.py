@@ -57,9 +57,12 @@ def test_callbacks_run_on_threads_of_their_own() -> None:
     mine = request(1)
     where: list[str] = []
     called = threading.Event()
-    mine.future.add_done_callback(
-        lambda _: (where.append(threading.current_thread().name), called.set())
-    )
+
+    def note(_: object) -> None:
+        where.append(threading.current_thread().name)
+        called.set()
+
+    mine.future.add_done_callback(note)
     mine.settle([0], OK)
     assert called.wait(20)
     assert where[0].startswith("kvbench-callbacks")
