@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from kvbench.errors import CorruptDataError, TierUnavailableError
 
 Bytes = NDArray[np.uint8]
+HUGE_PAGE_BYTES = 2 * 2**20  # of x86-64 and of arm64 with 4 KiB pages
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
@@ -37,12 +38,15 @@ def mapped_buffer(size_bytes: int, *, huge_pages: bool = False, lock: bool = Fal
     """Anonymous memory as uint8 [size_bytes], page-aligned, not yet touched unless locked.
 
     `huge_pages` asks for transparent huge pages (madvise); `lock` keeps it in memory (mlock).
+    Unless it is locked, memory in huge pages begins at one of them, so that also a small buffer
+    lies in one: a transfer of 1 MiB is then one piece for a drive and not 256.
 
     Raises:
         TierUnavailableError: the memory cannot be had, or not be locked.
     """
+    spare_bytes = HUGE_PAGE_BYTES if huge_pages and not lock and size_bytes > 0 else 0
     try:
-        area = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        area = mmap.mmap(-1, size_bytes + spare_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError, OverflowError) as error:
         raise TierUnavailableError(
             f"cannot map {size_bytes} bytes of memory: {error}; use smaller blocks"
@@ -53,6 +57,9 @@ def mapped_buffer(size_bytes: int, *, huge_pages: bool = False, lock: bool = Fal
         except OSError:
             huge_pages = False  # a kernel without them: 4 KiB pages serve, only slower
     buffer = np.frombuffer(area, dtype=np.uint8)
+    if spare_bytes:
+        first = -buffer.ctypes.data % HUGE_PAGE_BYTES
+        buffer = buffer[first : first + size_bytes]
     if lock:
         lock_pages(buffer)
     return buffer

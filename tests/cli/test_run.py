@@ -222,11 +222,11 @@ def test_an_interrupted_run_keeps_its_rows_and_leaves_no_data(tmp_path: Path, nu
 
 
 def test_resume_measures_what_is_missing_and_keeps_what_is_there(tmp_path: Path) -> None:
-    command = ("run", "dram", *STEADY, "--only", "dram.copy/*", "-o", "r.json")
+    command = ("run", "dram", *STEADY, "--only", "dram.copy/pageable/*", "-o", "r.json")
     assert kvbench(*command, cwd=tmp_path).returncode == 0
     path = tmp_path / "r.json"
     whole = json.loads(path.read_text())
-    partial = dict(whole, rows=whole["rows"][:3], finished_at=None, added_by_a_newer_minor={"a": 1})
+    partial = dict(whole, rows=whole["rows"][:2], finished_at=None, added_by_a_newer_minor={"a": 1})
     partial["rows"][0]["bytes_per_s"] = 123.0  # to be told from a row measured again
     partial["rows"][0]["note_of_another_tool"] = "keep me"
     path.write_text(json.dumps(partial))
@@ -282,7 +282,7 @@ def test_resume_refuses_a_report_of_something_else(
 def test_the_same_seed_and_noise_give_the_same_report(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         arguments = ("run", "dram", "--simulate", "noisy", "--processes", "3", "-o", name)
-        only = ("--only", "dram.copy/pageable/256MiB/*", "--seed", "5")
+        only = ("--only", "dram.copy/pageable/256MiB/t1", "--seed", "5")
         assert kvbench(*arguments, *only, cwd=tmp_path).returncode == 0
     a, b = rows(tmp_path / "a.json"), rows(tmp_path / "b.json")
     assert {k: v["bytes_per_s"] for k, v in a.items()} == {

@@ -147,7 +147,7 @@ def test_s3fifo_remembers_no_more_keys_than_there_are_blocks() -> None:
     policy = S3FIFO[int]()
     filled(policy, range(10))
     assert evict(policy, 6) == [0, 1, 2, 3, 4, 5]  # four blocks, so 2 to 5 are remembered
-    filled(policy, [1, 2])  # 1 is as new as any; 2 goes to main
+    filled(policy, [2, 1])  # 2 goes to main; 1 is as new as any
     assert evict(policy, 5) == [6, 7, 8, 9, 1]
     assert policy.victims(9, nobody) == [2]
 
@@ -167,6 +167,14 @@ def test_s3fifo_lets_a_block_in_main_go_round_once_for_each_touch_and_three_time
     policy.touch([4] * 50)
     policy.touch([5] * 3)
     assert evict(policy, 2) == [4, 5]
+
+
+def test_s3fifo_counts_touches_anew_in_main() -> None:
+    policy = S3FIFO[int]()
+    filled(policy, range(4))
+    policy.touch([0, 0, 0])
+    policy.touch(range(4))
+    assert policy.victims(4, nobody) == [0, 1, 2, 3]
 
 
 def test_s3fifo_keeps_what_is_used_through_a_scan_that_empties_lru() -> None:

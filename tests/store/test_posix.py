@@ -14,7 +14,14 @@ import pytest
 from kvbench.errors import TierUnavailableError
 from kvbench.machine import Machine
 from kvbench.measure.evidence import resident_share
-from kvbench.store.posix import BlockFile, Bytes, ShortTransferError, mapped_buffer, preallocate
+from kvbench.store.posix import (
+    HUGE_PAGE_BYTES,
+    BlockFile,
+    Bytes,
+    ShortTransferError,
+    mapped_buffer,
+    preallocate,
+)
 
 BLOCK = 64 * 1024
 BLOCKS = 4
@@ -344,3 +351,11 @@ def test_memory_that_may_not_be_locked_is_a_refusal_that_names_the_remedy() -> N
 def test_memory_that_cannot_be_had_is_a_refusal_that_says_how_much(size_bytes: int) -> None:
     with pytest.raises(TierUnavailableError, match=f"cannot map {size_bytes} bytes of memory"):
         mapped_buffer(size_bytes)
+
+
+def test_a_small_buffer_in_huge_pages_lies_in_one() -> None:
+    buffer = mapped_buffer(64 * 1024, huge_pages=True)
+    assert buffer.nbytes == 64 * 1024
+    assert buffer.ctypes.data % HUGE_PAGE_BYTES == 0
+    buffer[:] = 1
+    assert mapped_buffer(4096, huge_pages=True).nbytes == 4096
