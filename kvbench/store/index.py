@@ -152,8 +152,9 @@ class Index:
             found.sequences += columns[5]
         if len(set(found.keys)) < len(found.keys):
             # A damaged block had not been forgotten yet when its key was stored anew.
-            newest = {found.keys[i]: i for i in np.argsort(found.sequences, kind="stable")}
-            kept = sorted(int(i) for i in newest.values())
+            order: list[int] = np.argsort(found.sequences, kind="stable").tolist()
+            newest = {found.keys[i]: i for i in order}
+            kept = sorted(newest.values())
             numbers = [numbers[i] for i in kept]
             found.tenants = [""] * len(found.keys)
             found = found.take(kept)
@@ -162,8 +163,8 @@ class Index:
             found.tenants = list(map(names.__getitem__, numbers))
         except (KeyError, TypeError, ValueError) as error:
             raise IndexDamagedError(f"a row has a value of the wrong type ({error})") from None
-        order = np.argsort(np.array(found.sequences, np.int64), kind="stable")
-        return found.take(order.tolist()) if (np.diff(order) != 1).any() else found
+        by_age = np.argsort(np.array(found.sequences, np.int64), kind="stable")
+        return found.take(by_age.tolist()) if (np.diff(by_age) != 1).any() else found
 
     def quarantined(self) -> dict[int, str]:
         """The slots that are not to be used, and why. Raises IndexDamagedError."""

@@ -24,9 +24,7 @@ class _Future(concurrent.futures.Future[Result]):
     They run on threads of their own: one that is slow must not hold up a drive, or the clock.
     """
 
-    def add_done_callback(
-        self, fn: Callable[[concurrent.futures.Future[Result]], object], /
-    ) -> None:
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Result]], object]) -> None:
         """Call it, on another thread, when every key is settled."""
         super().add_done_callback(lambda done: _callbacks.submit(fn, done))
 

@@ -5,10 +5,11 @@ Host memory is handled here. Memory of a device is behind the `Rows` protocol
 """
 
 import contextlib
-from collections.abc import Generator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Generator, Sequence, Sized
+from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvbench.errors import UsageError
 from kvbench.store.block import Bytes, Layout
@@ -70,6 +71,10 @@ def _blamed() -> Generator[None]:
         raise RowsError(f"the rows failed: {type(error).__name__}: {error}") from error
 
 
+def _is_array(each: object) -> TypeGuard[NDArray[Any]]:
+    return isinstance(each, np.ndarray)
+
+
 class HostRows:
     """Rows that are arrays in host memory, each uint8 [block_bytes] and contiguous."""
 
@@ -105,31 +110,32 @@ def as_rows(rows: object, count: int, layout: Layout, *, filled: bool = True) ->
     Raises:
         UsageError: the number, dtype, shape or order of the bytes does not fit.
     """
-    if isinstance(rows, np.ndarray) and rows.ndim != 2:  # noqa: PLR2004  rows by bytes
+    if _is_array(rows) and rows.ndim != 2:  # noqa: PLR2004  rows by bytes
         raise UsageError(f"rows have {rows.ndim} dimensions: expected uint8 [blocks, block_bytes]")
-    found = len(rows) if hasattr(rows, "__len__") else None
+    found = len(rows) if isinstance(rows, Sized) else None
     if found != count:
         raise UsageError(f"{found} rows for {count} keys: give one row for each key")
-    if isinstance(rows, np.ndarray):
+    if _is_array(rows):
         _check(rows[0] if count else np.empty(layout.block_bytes, np.uint8), layout, filled)
         return HostRows(list(rows), layout)
     if isinstance(rows, Rows):
         return OtherRows(rows)
     if not isinstance(rows, Sequence):
         raise UsageError(f"rows are {type(rows).__name__}: expected NumPy arrays, or `Rows`")
-    for row in rows:
+    arrays = cast("Sequence[Bytes]", rows)  # if they are, which is looked at next
+    for row in arrays:
         _check(row, layout, filled)
-    return HostRows(rows, layout)
+    return HostRows(arrays, layout)
 
 
 def _check(row: object, layout: Layout, filled: bool) -> None:
     if (
-        not isinstance(row, np.ndarray)
+        not _is_array(row)
         or row.dtype != np.uint8
         or row.shape != (layout.block_bytes,)
         or not row.flags.c_contiguous
     ):
-        seen = f"{row.dtype} {row.shape}" if isinstance(row, np.ndarray) else type(row).__name__
+        seen = f"{row.dtype} {row.shape}" if _is_array(row) else type(row).__name__
         raise UsageError(f"a row is {seen}: expected contiguous uint8 [{layout.block_bytes}]")
     if filled and not row.flags.writeable:
         raise UsageError("a row is read-only: blocks cannot be copied to it")

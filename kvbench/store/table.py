@@ -20,7 +20,6 @@ The caller holds the store's lock.
 
 import enum
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -197,7 +196,7 @@ class SlotTable:
         # A million at a time: no loop of Python where a column can be moved whole.
         self.index = dict(zip(found.keys, found.slots, strict=True))
         stamps = map(
-            partial(tuple.__new__, Stamp),
+            Stamp._make,
             zip(found.keys, found.parents, found.positions, found.tenants, repeat(b"")),
         )
         for slot, stamp in zip(found.slots, stamps, strict=True):

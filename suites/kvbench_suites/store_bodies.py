@@ -184,7 +184,9 @@ class _Stream(_OnStore, ABC):
         self.operation_bytes = self._batch * size
         order = np.random.default_rng((context.seed, context.process)).permutation(self._blocks)
         whole = order[: self._blocks // self._batch * self._batch].reshape(-1, self._batch)
-        self._requests = [whole[lane :: self._depth].tolist() for lane in range(self._depth)]
+        self._requests: list[list[list[int]]] = [
+            whole[lane :: self._depth].tolist() for lane in range(self._depth)
+        ]
         area = mapped_buffer(self._depth * self._batch * size, huge_pages=True)
         self._rows = area.reshape(self._depth, self._batch, size)
 

@@ -148,6 +148,7 @@ def test_stats_are_had_of_an_open_store(tmp_path: Path) -> None:
 def test_workers_that_make_room_at_once_do_not_empty_the_drive(tmp_path: Path) -> None:
     options = Options(write_threads=16, low_water=0.9, transfer_bytes=LAYOUT.block_bytes)
     with two_tiers(tmp_path / "drive", dram=64, nvme=64, options=options) as store:
+        keys: list[bytes] = []
         for prefix in range(3):
             keys = keys_of(32, prefix)
             put(store, keys)
