@@ -100,7 +100,7 @@ class Tenants(Generic[Key]):
         self._quotas = dict(quotas)
         self._default_quota = default_quota
         self._policies: dict[str, TreePolicy[Key]] = {}
-        # Blocks that are in no dict are the home tenant's: the only one, or the one that was.
+        # Blocks that are not in `_owners` are the home tenant's: the only one, or the one that was.
         self._home: str | None = None
         self._owners: dict[Key, str] = {}
         # Last use, kept while there are several tenants. Blocks without are older than all with,
@@ -268,11 +268,9 @@ class Tenants(Generic[Key]):
         self._policies[tenant] = policy
 
     def _forget(self, tenant: str) -> None:
-        """A tenant without blocks. When one is left, it is the home tenant, and needs no dict."""
+        """A tenant without blocks. When one is left, that is the home tenant."""
         del self._policies[tenant]
         if tenant == self._home:
             self._home = None
         if len(self._policies) == 1:
             (self._home,) = self._policies
-            self._owners.clear()
-            self._used.clear()

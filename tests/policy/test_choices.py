@@ -46,6 +46,13 @@ def test_lru_takes_a_request_from_its_tail() -> None:
     assert policy.victims(4, nobody) == ["x", "c", "b", "a"]
 
 
+def test_lru_takes_the_last_of_a_request_first_even_if_it_knows_no_parents() -> None:
+    policy = LRU[int]()
+    filled(policy, range(4))
+    policy.touch([3, 1, 2])
+    assert policy.victims(4, nobody) == [0, 2, 1, 3]
+
+
 def test_lru_keeps_a_shared_prefix_until_the_last_that_shares_it_has_gone() -> None:
     policy = LRU[str]()
     for key, parent in (("root", None), ("left", "root"), ("right", "root")):
@@ -132,6 +139,35 @@ def test_s3fifo_drops_from_main_only_when_the_small_queue_is_down_to_a_tenth() -
     assert evict(policy, 9) == list(range(10, 19))
     # 10 in main, 1 in small: 19 goes as long as that is a tenth or more, then main in its order.
     assert evict(policy, 3) == [0, 19, 1]
+
+
+def in_main_and_small(main: int, small: int) -> S3FIFO[int]:
+    """Blocks 0 … in main, 100 … in the small queue."""
+    policy = S3FIFO[int]()
+    filled(policy, range(main))
+    policy.touch(range(main))
+    assert policy.victims(1, nobody) == [0]  # all have been moved on
+    filled(policy, range(100, 100 + small))
+    return policy
+
+
+def test_s3fifo_counts_the_victims_of_one_call_as_gone_from_the_small_queue() -> None:
+    assert in_main_and_small(main=12, small=2).victims(3, nobody) == [100, 0, 1]
+
+
+def test_s3fifo_counts_the_blocks_that_one_call_moved_on_as_gone_from_the_small_queue() -> None:
+    policy = in_main_and_small(main=12, small=3)
+    policy.touch([100, 101])
+    assert policy.victims(1, nobody) == [0]
+
+
+def test_s3fifo_trusts_what_comes_again_among_many() -> None:
+    policy = S3FIFO[int]()
+    filled(policy, range(10))
+    assert evict(policy, 2) == [0, 1]
+    policy.insert_many([20, 0, 21], [None, None, None], [0, 0, 0])
+    assert evict(policy, 9) == [2, 3, 4, 5, 6, 7, 8, 9, 20]
+    assert sorted(policy.victims(9, nobody)) == [0, 21]
 
 
 def test_s3fifo_remembers_what_it_dropped_from_the_small_queue_and_trusts_it_at_once() -> None:

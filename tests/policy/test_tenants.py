@@ -1,5 +1,6 @@
 """Tenants against a slow model of one list for all, and the rules of quotas by example."""
 
+import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -306,11 +307,12 @@ def test_a_negative_quota_is_refused() -> None:
 
 
 def test_nothing_is_kept_of_tenants_without_blocks() -> None:
-    made: list[LRU[str]] = []
+    made: list[weakref.ref[LRU[str]]] = []
 
     def make() -> LRU[str]:
-        made.append(LRU())
-        return made[-1]
+        policy = LRU[str]()
+        made.append(weakref.ref(policy))
+        return policy
 
     tenants = Tenants[str](make)
     tenants.insert("stays", None, 0, "stays")
@@ -321,7 +323,30 @@ def test_nothing_is_kept_of_tenants_without_blocks() -> None:
     assert tenants.victims(9, asked) == ["stays"]
     assert asked == ["stays"]
     assert len(made) == 51
-    assert not tenants.blocks_of("guest 3")
+    assert sum(policy() is not None for policy in made) == 1
+
+
+class Block:
+    """A key that can be watched."""
+
+
+def test_nothing_is_kept_of_a_block_that_left() -> None:
+    tenants = Tenants[Block](LRU)
+    blocks = [Block() for _ in range(8)]
+    for number, block in enumerate(blocks):
+        tenants.insert(block, None, 0, "ab"[number % 2])
+    tenants.touch(blocks)
+    watched = [weakref.ref(block) for block in blocks]
+    for number in range(6):
+        tenants.remove(blocks[number])
+    blocks.clear()
+    assert [block() is not None for block in watched] == [False] * 6 + [True] * 2
+
+
+def test_a_request_of_two_tenants_is_taken_from_its_tail() -> None:
+    tenants = filled(Tenants[str](LRU), a=2, b=2)
+    tenants.touch(["a0", "a1", "b0"])
+    assert tenants.victims(9, nobody) == ["b1", "b0", "a1", "a0"]
 
 
 def test_many_tenants_are_not_all_asked_for_all_victims() -> None:
