@@ -1,0 +1,1 @@
+"""Serving instances share KV blocks directly: see docs/peer.md."""
