@@ -1,11 +1,13 @@
 """The store on a drive against fio: gets at depth 16, and puts that are flushed; interleaved.
 
-    python benchmarks/store_against_fio.py --dir DIRECTORY [--rounds 5] [--blocks 1024]
+    python -m benchmarks.store_against_fio --dir DIRECTORY [--rounds 5] [--blocks 1024]
 
 Same drive, same number and size of blocks, O_DIRECT on both sides, fresh keys each round. The
 store verifies every block (XXH3-64), and its records hold a header of 4 KiB more than fio's
 blocks; only payload counts. fio is one job of libaio at the same depth. A flushed put ends when
-`flush` has returned for every block, fio with its end_fsync.
+`flush` has returned for every block, fio with its end_fsync. The store has the drive alone, so that
+every block goes there straight; with --in-memory a tier of memory lies above it, through which all
+of them pass.
 Every byte that was got is compared with what was put, outside the time.
 """
 
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +30,9 @@ from kvbench.store.options import Options
 from kvbench.store.posix import mapped_buffer
 from kvbench.store.store import TieredStore
 from kvbench.units import KIB, MIB, exact_bytes
+
+if TYPE_CHECKING:
+    from kvbench.store.request import Request
 
 DEPTH = 16
 IN_FLIGHT = 2  # requests: the next one waits at the drive when the last blocks of one arrive
@@ -53,18 +59,28 @@ def fio_s(path: Path, block_bytes: int, blocks: int, verb: str) -> float:
 
 
 def put_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
-    """Seconds to put and flush every block."""
+    """Seconds to put and flush every block.
+
+    A store with memory above its drive has each batch flushed while the next ones are put, or what
+    is put would push out what is not written yet.
+    """
     start_s = time.perf_counter()
-    waiting = []
+    in_memory = len(store.stats().tiers) > 1
+    waiting: list[Request] = []
     for at in range(0, len(keys), BATCH):
         some = keys[at : at + BATCH]
-        rows = [source[n % len(source)] for n in range(at, at + len(some))]
-        assert set(store.put(some, rows).result()) == {Status.OK}
-        waiting.append(store.flush(some))
-        if len(waiting) > IN_FLIGHT:  # or what is put would push out what is not written yet
+        waiting.append(
+            store.put(some, [source[n % len(source)] for n in range(at, at + len(some))])
+        )
+        if in_memory:
+            assert set(waiting.pop().result()) == {Status.OK}
+            waiting.append(store.flush(some))
+        if len(waiting) > IN_FLIGHT:
             assert set(waiting.pop(0).result()) == {Status.OK}
     for request in waiting:
         assert set(request.result()) == {Status.OK}
+    if not in_memory:
+        assert set(store.flush(keys).result()) == {Status.OK}
     return time.perf_counter() - start_s
 
 
@@ -95,8 +111,8 @@ def get_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
     return spent_s
 
 
-def compare(folder: Path, block_bytes: int, blocks: int, rounds: int) -> None:
-    """One block size."""
+def compare(folder: Path, block_bytes: int, blocks: int, rounds: int, in_memory: bool) -> None:
+    """One block size; `in_memory`: with a tier of memory above the drive."""
     layout = Layout(block_bytes)
     source = mapped_buffer(CONTENTS * block_bytes).reshape(CONTENTS, block_bytes)
     source[:] = np.random.default_rng(2).integers(0, 256, source.shape, dtype=np.uint8)
@@ -104,8 +120,9 @@ def compare(folder: Path, block_bytes: int, blocks: int, rounds: int) -> None:
     fio_s(file, block_bytes, blocks, "write")  # lays it out
     config = StoreConfig(
         layout=layout,
-        dram_bytes=CONTENTS * block_bytes,
+        dram_bytes=CONTENTS * block_bytes if in_memory else 0,
         directories=[folder / "store"],
+        require_drives=True,
         nvme_bytes=capacity_for(blocks + blocks // 8, layout),  # evicted by the batch
         min_free_bytes=0,
         options=Options(promotion="never", read_threads=DEPTH),
@@ -120,9 +137,9 @@ def compare(folder: Path, block_bytes: int, blocks: int, rounds: int) -> None:
             seconds["put"].append(put_s(store, keys, source))
             time.sleep(SETTLE_S)
             seconds["fio write"].append(fio_s(file, block_bytes, blocks, "write"))
-            # What is still in memory would not be read from the drive: put others in its place.
-            fillers = [os.urandom(32) for _ in range(len(source))]
-            assert set(store.put(fillers, list(source)).result()) == {Status.OK}
+            if in_memory:  # what is still there would not be read from the drive: put others
+                fillers = [os.urandom(32) for _ in range(len(source))]
+                assert set(store.put(fillers, list(source)).result()) == {Status.OK}
             tiers = store.lookup(keys, ttl_s=0.01).tiers
             assert tiers == ("nvme",) * blocks, f"{tiers.count('nvme')} of {blocks} on the drive"
             time.sleep(SETTLE_S)
@@ -145,10 +162,11 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=1024, help="of 1 MiB; of 64 KiB 8 times more")
+    parser.add_argument("--in-memory", action="store_true", help="a tier of memory above the drive")
     arguments = parser.parse_args()
     for block_bytes, blocks in ((MIB, arguments.blocks), (64 * KIB, 8 * arguments.blocks)):
         with Scratch(arguments.dir) as scratch:
-            compare(scratch.path, block_bytes, blocks, arguments.rounds)
+            compare(scratch.path, block_bytes, blocks, arguments.rounds, arguments.in_memory)
 
 
 if __name__ == "__main__":

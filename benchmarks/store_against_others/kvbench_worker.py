@@ -27,6 +27,7 @@ class NvmeStore:
             StoreConfig(
                 layout=Layout(rows.shape[1]),
                 directories=(folder,),
+                require_drives=True,
                 nvme_bytes=int(ROOM * rows.nbytes) + SPARE_BYTES,
                 options=StoreOptions(
                     read_threads=threads,

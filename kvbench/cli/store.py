@@ -39,7 +39,10 @@ def inspect(
         str, typer.Option("--format", help="table or json.", metavar="FORMAT")
     ] = "table",
 ) -> None:
-    """Show layout, size, blocks, tenants, wear and health; also while the store is in use."""
+    """Show layout, size, blocks, tenants, wear and health; also while the store is in use.
+
+    Takes no lock and writes nothing. Of a store in use the figures are a moment's view, and say so.
+    """
     # Not at the top: --help needs none of it.
     import msgspec
 
@@ -115,7 +118,10 @@ def _lines(found: "Inspection") -> list[tuple[str, object]]:
     from kvbench.units import format_bytes
 
     parts = f" in {found.parts} parts" if found.parts > 1 else ""
-    lines: list[tuple[str, object]] = [
+    lines: list[tuple[str, object]] = []
+    if found.in_use_by is not None:
+        lines.append(("in use", f"{found.in_use_by}: a moment's view, as of its last commit"))
+    lines += [
         ("directories", ", ".join(found.directories)),
         ("block", f"{format_bytes(found.block_bytes)}{parts}"),
         ("namespace", found.namespace),
@@ -133,10 +139,14 @@ def _lines(found: "Inspection") -> list[tuple[str, object]]:
         lines.append(("written", format_bytes(sum(found.written_bytes_by_day.values()))))
         days = found.written_bytes_by_day.items()
         lines += [(f"  {day}", format_bytes(written)) for day, written in days]
-        lines.append(("closed cleanly", "yes" if found.closed_cleanly else "no"))
-    if found.in_use_by is not None:
-        lines.append(("note", f"{found.in_use_by}. These are the figures of its last commit."))
+        lines.append(("closed cleanly", _closed(found)))
     return lines
+
+
+def _closed(found: "Inspection") -> str:
+    if found.in_use_by is not None:
+        return "it is open"
+    return "yes" if found.closed_cleanly else "no"
 
 
 def _list(damaged: "list[Damaged]") -> None:

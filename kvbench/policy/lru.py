@@ -6,10 +6,10 @@ victims are found at the front of the line. `touch` is one move in a linked list
 May import: nothing of kvbench but kvbench.policy.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic
 
-from kvbench.policy.line import Line
+from kvbench.policy.line import BeforeRow, Line
 from kvbench.policy.policy import Key
 from kvbench.policy.tree import Family, Leaving, leaves
 
@@ -18,7 +18,8 @@ class LRU(Generic[Key]):
     """Least recently touched first; a `TreePolicy`.
 
     `insert`, `touch` and `remove` are O(1) a key. `victims` is O(count log n) amortised, and
-    O(spared blocks that are older than the last victim) on top: blocks in use are young, so few.
+    O(blocks that are older than the last victim and spared, or were victims and stayed) on top:
+    blocks in use are young, so few.
     """
 
     def __init__(self) -> None:
@@ -50,16 +51,55 @@ class LRU(Generic[Key]):
 
     def remove(self, key: Key) -> None:
         """The block left the tier. Absent ones are ignored."""
-        if self._line.discard(key):
-            freed = self._family.leave(key)
-            if freed is not None:
-                self._line.recall(freed)
+        self.remove_many([key])
+
+    def remove_many(self, keys: Iterable[Key]) -> None:
+        """As `remove` for each."""
+        line = self._line
+        for freed in self._family.leave_many(line.discard_many(keys)):
+            line.recall(freed)
 
     def victims(
         self, count: int, spared: Callable[[Key], bool], *, gone: Collection[Key] = ()
     ) -> list[Key]:
         """Up to `count` blocks, the one that goes first first; they stay until removed."""
-        return leaves(self._line, Leaving(self._family, gone), count, spared)
+        leaving = Leaving(self._family, gone)
+        if gone:
+            return leaves(self._line, leaving, count, spared)
+        leaves(BeforeRow(self._line), leaving, count, spared)
+        if len(leaving.keys) < count:
+            self._from_row(leaving, count, spared)
+        return leaving.keys
+
+    def _from_row(self, leaving: Leaving[Key], count: int, spared: Callable[[Key], bool]) -> None:
+        """More victims, as `leaves` finds them in the row, which is left as it is where it can be.
+
+        Nothing before the row is childless as yet; so a parent there that becomes so is the next.
+        """
+        line, children, freed = self._line, self._family.children, leaving.freed
+        passed: dict[Key, None] = {}  # blocks of the row that wait for their children
+        recalled: list[Key] = []
+        try:
+            for key in line.row():
+                if key in children and key not in freed:
+                    passed[key] = None
+                    continue
+                parent: Key | None = key
+                while parent is not None and not spared(parent):
+                    parent = leaving.choose(parent)
+                    if len(leaving.keys) == count:
+                        return
+                    if parent in passed:
+                        del passed[parent]
+                    elif parent is not None and line.is_aside(parent):
+                        recalled.append(parent)
+                    else:
+                        break  # there is none, or its turn in the row is yet to come
+        finally:
+            if passed:
+                given = line.step_aside(next(reversed(passed)))
+                recalled += [key for key in given if key not in passed]
+            line.give_back(recalled)
 
     def __contains__(self, key: object) -> bool:
         return key in self._family.parents

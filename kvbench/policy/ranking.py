@@ -14,6 +14,7 @@ from kvbench.policy.policy import Key
 from kvbench.policy.tree import Family, Leaving, leaves
 
 Rank: TypeAlias = tuple[int, ...]
+MANY = 16  # new blocks are a heap's sixteenth: to order it anew takes no longer than to push them
 
 
 class Ranked(Generic[Key]):
@@ -69,11 +70,14 @@ class Ranked(Generic[Key]):
 
     def remove(self, key: Key) -> None:
         """The block left the tier. Absent ones are ignored."""
-        if self._uses.pop(key, None) is None:
-            return
-        self._ranking.discard(key)
-        freed = self._family.leave(key)
-        if freed is not None:
+        self.remove_many([key])
+
+    def remove_many(self, keys: Iterable[Key]) -> None:
+        """As `remove` for each."""
+        here = [key for key in keys if self._uses.pop(key, None) is not None]
+        for key in here:
+            self._ranking.discard(key)
+        for freed in self._family.leave_many(here):
             self._ranking.recall(freed)
 
     def victims(
@@ -110,8 +114,17 @@ class Ranking(Generic[Key]):
         rank = self._rank
         entries = {key: (rank(key), key) for key in keys}
         self._entries.update(entries)
+        if len(entries) * MANY < len(self._heap):
+            for entry in entries.values():
+                heapq.heappush(self._heap, entry)
+            return
         self._heap += entries.values()
         heapq.heapify(self._heap)
+
+    def give_back(self, keys: Iterable[Key]) -> None:
+        """As `recall` for each."""
+        for key in keys:
+            self.recall(key)
 
     def discard(self, key: Key) -> None:
         """The block goes."""

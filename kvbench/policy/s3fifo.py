@@ -8,7 +8,7 @@ May import: nothing of kvbench but kvbench.policy.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Generic
 
 from kvbench.policy.line import Line
@@ -76,18 +76,21 @@ class S3FIFO(Generic[Key]):
 
     def remove(self, key: Key) -> None:
         """The block left the tier. Absent ones are ignored."""
-        if key not in self._family.parents:
-            return
-        freed = self._family.leave(key)
-        del self._touches[key]
-        if self._small.discard(key):
-            self._ghost[key] = None
-        else:
-            self._main.discard(key)
+        self.remove_many([key])
+
+    def remove_many(self, keys: Iterable[Key]) -> None:
+        """As `remove` for each."""
+        here = [key for key in keys if self._touches.pop(key, None) is not None]
+        for key in here:
+            if self._small.discard(key):
+                self._ghost[key] = None
+            else:
+                self._main.discard(key)
+        freed = self._family.leave_many(here)
         while len(self._ghost) > len(self):
             self._ghost.popitem(last=False)
-        if freed is not None:
-            self._recall(freed)
+        for parent in freed:
+            self._recall(parent)
 
     def victims(
         self, count: int, spared: Callable[[Key], bool], *, gone: Collection[Key] = ()

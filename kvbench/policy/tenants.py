@@ -47,6 +47,10 @@ class TenantPolicy(Protocol[Key]):
         """The block left the tier. Absent ones are ignored."""
         ...
 
+    def remove_many(self, keys: Sequence[Key]) -> None:
+        """As `remove` for each."""
+        ...
+
     def victims(
         self, count: int, spared: Callable[[Key], bool], tenant: str | None = None
     ) -> list[Key]:
@@ -193,15 +197,27 @@ class Tenants(Generic[Key]):
 
     def remove(self, key: Key) -> None:
         """The block left the tier. Absent ones are ignored."""
-        tenant = self._owner(key)
-        if tenant is None:
-            return
-        policy = self._policies[tenant]
-        policy.remove(key)
-        self._owners.pop(key, None)
-        self._used.pop(key, None)
-        if not len(policy):
-            self._forget(tenant)
+        self.remove_many([key])
+
+    def remove_many(self, keys: Sequence[Key]) -> None:
+        """As `remove` for each, at a fraction of the time."""
+        going: dict[str, Sequence[Key]] = dict.fromkeys(self._policies, keys)
+        if len(going) > 1:
+            mine: dict[str, list[Key]] = {}
+            for key in keys:
+                tenant = self._owner(key)
+                if tenant is not None:
+                    mine.setdefault(tenant, []).append(key)
+            going = {**mine}
+        for tenant, each in going.items():
+            policy = self._policies[tenant]
+            policy.remove_many(each)
+            for known in (self._owners, self._used):  # empty while there was but one tenant
+                if known:
+                    for key in each:
+                        known.pop(key, None)
+            if not len(policy):
+                self._forget(tenant)
 
     def victims(
         self, count: int, spared: Callable[[Key], bool], tenant: str | None = None

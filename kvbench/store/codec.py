@@ -209,6 +209,11 @@ class CodecTier(Wrapper):
         return self.codec.layout
 
     @property
+    def checks(self) -> bool:
+        """True: the encoded bytes are checked, and the stamp is of what they give."""
+        return True
+
+    @property
     def parts_alone(self) -> bool:
         """False: a part comes with its whole block."""
         return False

@@ -1,18 +1,29 @@
-"""A store by its sizes: what most users need to know to have one."""
+"""A store by its sizes: what most users need to know to have one.
 
+Also what becomes of a drive that cannot be opened: is it the drive's fault, the store begins
+without it; is it the user's, there is no store, and an error that says what to do.
+"""
+
+import contextlib
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from kvbench.errors import UsageError
+from kvbench.errors import KvbenchError, TierUnavailableError, UsageError
+from kvbench.store.absent import AbsentTier
 from kvbench.store.block import Layout
 from kvbench.store.dram import DramTier
+from kvbench.store.identity import DATA, OtherStoreError
+from kvbench.store.lock import DirectoryRefusedError
 from kvbench.store.nvme import NvmeTier
 from kvbench.store.options import Options
 from kvbench.store.store import TieredStore
 from kvbench.store.tier import Tier
 
 GIB = 2**30
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for what the user asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +31,7 @@ class StoreConfig:
     """Sizes in bytes; 0, or no directory, leaves a tier out.
 
     `namespace` is the 32-byte digest of `kvbench.keys.Namespace`: a directory holds blocks of one.
+    `require_drives` refuses to go on without drives that cannot be opened.
     """
 
     layout: Layout
@@ -33,15 +45,22 @@ class StoreConfig:
     nvme_bytes: int | None = None  # None: as large as it is already
     engine: str = "posix"
     min_free_bytes: int = GIB
+    require_drives: bool = False
     options: Options = field(default_factory=Options)
 
 
 def open_store(config: StoreConfig) -> TieredStore:
     """The store of that configuration; blocks in its directories are found again.
 
+    Drives that cannot be opened (gone, not mounted, read-only, EIO, no permission) leave a store
+    with the other tiers: tier `nvme` is given up, the reason is in the stats and the log, and
+    `unfence("nvme")` tries again.
+
     Raises:
-        UsageError: a tier is too small for one block, or there is no tier.
-        KvbenchError: memory or directories cannot be had; see the tiers.
+        UsageError: a tier is too small for one block, or there is no tier; the directories are in
+            use, or hold another store.
+        TierUnavailableError: memory or an engine cannot be had, or the drives and nothing else.
+        OSError: there is no room for the data files (ENOSPC).
     """
     tiers: list[Tier] = []
     try:
@@ -49,11 +68,21 @@ def open_store(config: StoreConfig) -> TieredStore:
             tier = build(config)
             if tier is not None:
                 tiers.append(tier)
-        return TieredStore(tiers, config.options)
+        store = TieredStore(tiers, config.options)
     except BaseException:
         for tier in tiers:
             tier.close()
         raise
+    if config.require_drives:
+        _check_drives(store)
+    return store
+
+
+def _check_drives(store: TieredStore) -> None:
+    found = store.stats().tiers.get(NvmeTier.name)
+    if found is not None and found.fence is not None:
+        store.close(flush=False)
+        raise TierUnavailableError(f"the drives are required: {found.fence}")
 
 
 def _slots(name: str, size_bytes: int, layout: Layout) -> int:
@@ -87,7 +116,8 @@ def _dram(config: StoreConfig) -> Tier | None:
 def _nvme(config: StoreConfig) -> Tier | None:
     if not config.directories:
         return None
-    return NvmeTier(
+    build = partial(
+        NvmeTier,
         config.directories,
         config.layout,
         capacity_bytes=config.nvme_bytes,
@@ -95,3 +125,26 @@ def _nvme(config: StoreConfig) -> Tier | None:
         engine=config.engine,
         min_free_bytes=config.min_free_bytes,
     )
+    try:
+        return build()
+    except (KvbenchError, OSError) as error:
+        if not _is_the_drives(error, config.directories):
+            raise
+        return AbsentTier(NvmeTier.name, config.layout, str(error), build)
+
+
+def _is_the_drives(error: Exception, directories: Sequence[Path]) -> bool:
+    """Whether drives could not be opened for what is wrong with them, not with what was asked."""
+    if isinstance(error, OSError):
+        return error.errno not in NO_ROOM
+    if isinstance(error, DirectoryRefusedError):
+        return True
+    return isinstance(error, TierUnavailableError | OtherStoreError) and _is_gone(directories)
+
+
+def _is_gone(directories: Sequence[Path]) -> bool:
+    """Whether a directory is not there, or has nothing of a store that others have: not mounted."""
+    with contextlib.suppress(OSError):  # who cannot even be asked is gone
+        there = [(Path(each) / DATA).exists() for each in directories]
+        return not all(Path(each).is_dir() for each in directories) or len(set(there)) > 1
+    return True

@@ -9,10 +9,11 @@ import errno
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvbench.errors import TierUnavailableError
 from kvbench.policy.admission import Admission, Always, SecondTouch
 from kvbench.policy.tenants import TenantPolicy, Tenants
 from kvbench.store.block import BlockRefusedError, OtherBlockError, Stamp
@@ -21,8 +22,9 @@ from kvbench.store.lease import Hold, LeaseBook
 from kvbench.store.metrics import Counted, Metrics
 from kvbench.store.options import Moving, Options
 from kvbench.store.table import SlotTable, State
-from kvbench.store.tier import Recovered, Tier
+from kvbench.store.tier import NOTHING, Recovered, Tier
 from kvbench.store.workers import Workers
+from kvbench.store.xxh3 import kernel
 
 if TYPE_CHECKING:
     from kvbench.store.spans import Category, Spans
@@ -44,6 +46,7 @@ GONE = (errno.ENODEV, errno.ENXIO, errno.ENOENT, errno.EBADF, errno.ESHUTDOWN, e
 
 
 RESERVE_TRIES = 3
+LEAST_BATCH = 64  # blocks that leave a drive at once, but at most an eighth of a small one
 
 
 class Never:
@@ -77,6 +80,7 @@ class Level:
     host_memory: bool  # whether the host can address its slots
     holding: Counter[str] = field(default_factory=Counter[str])  # blocks, by tenant
     fence: Fence | None = None
+    recovered: bool = True  # whether its blocks could be found; if not, its table is empty
     errors: dict[str, int] = field(default_factory=lambda: {"read": 0, "write": 0})  # in a row
     # Slots to be quarantined, to be forgotten, and those quarantined that the tier was not told of.
     condemned: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
@@ -112,6 +116,14 @@ def bad_slot(error: Exception) -> str:
     return "" if lost else str(error)
 
 
+def by_tenant(stamps: Sequence[Stamp]) -> Mapping[str, int]:
+    """How many of these blocks each tenant pays for."""
+    tenants = [stamp.tenant for stamp in stamps]
+    if tenants and tenants.count(tenants[0]) == len(tenants):  # as it is of most requests
+        return {tenants[0]: len(tenants)}
+    return Counter(tenants)
+
+
 def transient(error: Exception) -> bool:
     """Whether it says nothing about the block or its slot: it is to be asked for again."""
     return isinstance(error, OSError) and error.errno in TRANSIENT
@@ -124,10 +136,20 @@ def admission(moving: Moving, remembers: int) -> Admission[bytes]:
     return Always() if moving == "always" else Never()
 
 
+Books = tuple[SlotTable, TenantPolicy[bytes], Counter[str]]  # a level's table, policy, holding
+
+
 class Core:
-    """Levels, leases, events and metrics of one store, and the lock that guards them."""
+    """Levels, leases, events and metrics of one store, and the lock that guards them.
+
+    A tier whose blocks cannot be found as it begins is fenced.
+
+    Raises:
+        TierUnavailableError: that is so of every tier.
+    """
 
     def __init__(self, tiers: Sequence[Tier], options: Options) -> None:
+        kernel()  # compiled now, and not when the first request waits for it
         self.lock = threading.Lock()
         self.options = options
         self.layout = tiers[0].layout
@@ -140,22 +162,30 @@ class Core:
         self.spans: Spans | None = None
         self.leases = LeaseBook(options.most_leases)
         self.levels: list[Level] = []
+        self.on_fence: Callable[[Level], None] = lambda _: None  # must not take the lock
         try:
             for number, tier in enumerate(tiers):
                 self.levels.append(self._level(number, tier))
+            self._check_usable()
         except BaseException:
             for level in self.levels:
                 for pool in level.pools():
                     pool.close(0.0)
             raise
-        self.on_fence: Callable[[Level], None] = lambda _: None  # must not take the lock
+
+    def _check_usable(self) -> None:
+        reasons = [f"{each.name}: {each.fence.reason}" for each in self.levels if each.fence]
+        if len(reasons) == len(self.levels):
+            raise TierUnavailableError(f"no tier of this store can be used: {'; '.join(reasons)}")
 
     def _level(self, number: int, tier: Tier) -> Level:
         options = self.options
-        block_bytes = tier.layout.block_bytes
-        quotas = dict(options.quotas.get(tier.name, {}))
-        blocks = {tenant: max(1, quota // block_bytes) for tenant, quota in quotas.items()}
-        found = tier.recover()  # first: it may fail, and then no thread has to be ended
+        lost = ""
+        try:
+            found = tier.recover()
+        except (OSError, TierUnavailableError) as error:
+            found, lost = NOTHING, str(error)
+        table, policy, holding = self.books(tier, found)  # before there are threads to be ended
         limit = options.queued_tasks
         if tier.stalls:
             readers = Workers(f"{tier.name}-read", options.read_threads, limit=limit)
@@ -165,9 +195,9 @@ class Core:
         level = Level(
             number=number,
             tier=tier,
-            table=SlotTable(tier.slots),
-            policy=options.watched(tier.name, Tenants(options.policy, blocks)),
-            quotas=quotas,
+            table=table,
+            policy=policy,
+            quotas=dict(options.quotas.get(tier.name, {})),
             admission=admission(
                 # What comes down into memory costs little; what comes up has to be worth a place.
                 options.demotion if tier.durable else "second_touch" if not number else "always",
@@ -176,15 +206,34 @@ class Core:
             readers=readers,
             writers=writers,
             host_memory=tier.view(0) is not None,
+            holding=holding,
         )
-        self._restore(level, found)
+        if lost:
+            level.recovered = False
+            self.fence(level, lost, reads=True)
         return level
 
-    def _restore(self, level: Level, found: Recovered) -> None:
-        level.table.restore(found)
+    def books(self, tier: Tier, found: Recovered) -> Books:
+        """The books of a tier as it begins; WITHOUT the lock: a million blocks take a second."""
+        table = SlotTable(tier.slots)
+        table.restore(found)
+        quotas = self.options.quotas.get(tier.name, {})
+        blocks = {
+            tenant: max(1, quota // tier.layout.block_bytes) for tenant, quota in quotas.items()
+        }
+        policy = self.options.watched(tier.name, Tenants(self.options.policy, blocks))
         if found.keys:
-            level.holding.update(found.tenants)
-            level.policy.insert_many(found.keys, found.parents, found.positions, found.tenants)
+            policy.insert_many(found.keys, found.parents, found.positions, found.tenants)
+        return table, policy, Counter(found.tenants)
+
+    def adopt(self, level: Level, tier: Tier, books: Books) -> None:
+        """A tier in the place of one that was not `recovered`, still fenced; the lock is held.
+
+        Nobody holds anything there: no block was ever found in it or written to it.
+        """
+        level.tier, level.host_memory = tier, tier.view(0) is not None
+        level.table, level.policy, level.holding = books
+        level.recovered = True
 
     # Finding and holding. The lock is held.
 
@@ -204,6 +253,13 @@ class Core:
                 return level
         return None
 
+    def known(self, keys: Collection[bytes]) -> set[bytes]:
+        """Those that are in any tier, or being put into one: few of new ones; the lock is held."""
+        found: set[bytes] = set()
+        for level in self.levels:
+            found |= (level.table.index.keys() & keys) | (level.table.writing.keys() & keys)
+        return found
+
     def touch(self, keys: Sequence[bytes]) -> None:
         """A request used these blocks; the lock is held."""
         for level in self.levels:
@@ -215,13 +271,13 @@ class Core:
 
     # Coming and going. The lock is held.
 
-    def stored(self, level: Level, slots: Iterable[int], stamps: Sequence[Stamp]) -> None:
+    def stored(self, level: Level, slots: Sequence[int], stamps: Sequence[Stamp]) -> None:
         """Blocks are whole in their slots: they can be found from now on; the lock is held."""
-        for slot, stamp in zip(slots, stamps, strict=True):
-            level.table.stored(slot, stamp)
-            level.policy.insert(stamp.key, stamp.parent, stamp.position, stamp.tenant)
-            level.holding[stamp.tenant] += 1
         if stamps:
+            keys, parents, positions, tenants, _ = zip(*stamps, strict=True)
+            level.table.stored(slots, stamps)
+            level.policy.insert_many(keys, parents, positions, tenants)
+            level.holding.update(tenants)
             self.events.append(Kind.STORED, level.name, stamps)
 
     def failed(self, level: Level, slot: int, *, bad: str = "") -> None:
@@ -241,8 +297,7 @@ class Core:
         if stamp.key != key:
             return
         evicting = table.doom(slot)
-        self._left(level, stamp)
-        self.events.append(Kind.REMOVED, level.name, [stamp])
+        self._left(level, [stamp])
         if not isinstance(error, OtherBlockError):
             level.condemned.append((slot, str(error)))
             self.metrics.count(
@@ -257,26 +312,22 @@ class Core:
 
     def evict(self, level: Level, count: int) -> list[int]:
         """Up to `count` blocks leave a tier; their slots are EVICTING; the lock is held."""
-        index, table = level.table.index, level.table
-        ready = State.READY
-        gone: list[int] = []
-        stamps: list[Stamp] = []
-        for key in level.policy.victims(count, lambda key: table.state(index[key]) != ready):
-            slot = index[key]
-            stamp = table.evict(slot)
-            self._left(level, stamp)
-            gone.append(slot)
-            stamps.append(stamp)
-        if stamps:
-            self.events.append(Kind.REMOVED, level.name, stamps)
-            self.tally(Counted.EVICTIONS, level, stamps)
+        table = level.table
+        gone = [table.index[key] for key in level.policy.victims(count, table.busy)]
+        if not gone:
+            return gone
+        stamps = table.evict(gone)
+        self._left(level, stamps)
+        self.tally(Counted.EVICTIONS, level, stamps)
         return gone
 
-    def _left(self, level: Level, stamp: Stamp) -> None:
-        level.policy.remove(stamp.key)
-        level.holding[stamp.tenant] -= 1
-        if not level.holding[stamp.tenant]:
-            del level.holding[stamp.tenant]
+    def _left(self, level: Level, stamps: Sequence[Stamp]) -> None:
+        level.policy.remove_many([stamp.key for stamp in stamps])
+        for tenant, blocks in by_tenant(stamps).items():
+            level.holding[tenant] -= blocks
+            if not level.holding[tenant]:
+                del level.holding[tenant]
+        self.events.append(Kind.REMOVED, level.name, stamps)
 
     def room_in_memory(self, level: Level, count: int) -> None:
         """Make `count` slots free in a tier that does not stall, as far as that can be."""
@@ -301,8 +352,10 @@ class Core:
                     and stamp.key not in table.index
                     and stamp.key not in table.writing
                 ]
-                for i in open_:
-                    slots[i] = table.reserve(stamps[i])
+                for i, slot in zip(
+                    open_, table.reserve_many([stamps[i] for i in open_]), strict=False
+                ):
+                    slots[i] = slot
             missing = sum(slots[i] is None for i in open_)
             if not missing:
                 break
@@ -316,10 +369,16 @@ class Core:
                 missing = count - level.table.free
                 if missing <= 0:
                     return
-                batch = int(level.table.slots * (1 - self.options.low_water))
-                gone = self.evict(level, max(missing, batch if level.tier.stalls else 0))
+                gone = self.evict(level, max(missing, self._batch(level)))
                 self._empty(level, gone)
             self.tidy(level)
+
+    def _batch(self, level: Level) -> int:
+        """How many blocks leave a tier at once; its index takes as long for one as for many."""
+        slots, low_water = level.table.slots, self.options.low_water
+        if not level.tier.stalls or low_water == 1:
+            return 0
+        return max(int(slots * (1 - low_water)), min(LEAST_BATCH, slots // 8))
 
     def _empty(self, level: Level, slots: list[int]) -> None:
         if not slots:
@@ -412,8 +471,7 @@ class Core:
     def tally(self, counted: Counted, level: Level, stamps: Sequence[Stamp]) -> None:
         """Count blocks of a tier by tenant."""
         block_bytes = self.layout.block_bytes
-        tenants = [stamp.tenant for stamp in stamps]
-        for tenant, number in Counter(tenants).items():
+        for tenant, number in by_tenant(stamps).items():
             self.metrics.count(
                 counted, number, tier=level.name, tenant=tenant, size_bytes=number * block_bytes
             )

@@ -189,13 +189,21 @@ class TensorRows:
 
     def send(self, index: int, out: Bytes) -> None:
         """Copy a row into host memory of uint8 [block_bytes]; the bytes are there on return."""
-        self._link.to_host([self._tensor[index]], [out])
+        self.send_many([index], [out])
+
+    def send_many(self, indexes: Sequence[int], outs: Sequence[Bytes]) -> None:
+        """As `send` for each of them, waiting once."""
+        self._link.to_host([self._tensor[index] for index in indexes], outs)
 
     def receive(self, index: int, part: int | None, data: Bytes) -> None:
         """Copy a block, or one part of it, into a row; `data` may be used again on return."""
-        row, size = self._tensor[index], self._layout.part_bytes
-        target = row if part is None else row[part * size : (part + 1) * size]
-        self._link.to_device([data], [target])
+        self.receive_many([index], part, [data])
+
+    def receive_many(self, indexes: Sequence[int], part: int | None, data: Sequence[Bytes]) -> None:
+        """As `receive` for each of them."""
+        size = self._layout.part_bytes
+        within = slice(None) if part is None else slice(part * size, (part + 1) * size)
+        self._link.to_device(data, [self._tensor[index][within] for index in indexes])
 
     def finish(self, indexes: Sequence[int], part: int | None) -> None:  # noqa: ARG002  protocol
         """Return once everything received can be used."""

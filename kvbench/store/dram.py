@@ -1,18 +1,20 @@
 """The tier of host memory: equal slots in one slab, copied to and from by the caller's thread.
 
 Slots begin at multiples of 4 KiB, so that O_DIRECT can read and write them in place, and lie in a
-memfd, so that an engine on this machine can map them (`fd`, `slot_offset_bytes`). A batch is
-copied block by block; NumPy lets go of the interpreter for each copy, so threads add up.
+memfd, so that an engine on this machine can map them (`fd`, `slot_offset_bytes`). A batch is read
+in one call without the interpreter, so threads add up, and checked by the way.
 
-May import: kvbench.errors, kvbench.store.{block, memory, tier}. numpy; torch only on a GPU.
+May import: kvbench.errors, kvbench.store.{block, copying, memory, tier}. numpy; torch on a GPU.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from kvbench.errors import UsageError
-from kvbench.store.block import Bytes, CorruptBlockError, Layout, Stamp
+from kvbench.store.block import SUM_BYTES, Bytes, CorruptBlockError, Layout, Stamp
+from kvbench.store.copying import copy_with_sums
 from kvbench.store.memory import PAGE_BYTES, Slab
 from kvbench.store.tier import NOTHING, Fact, Recovered
 
@@ -55,6 +57,8 @@ class DramTier:
     durable = False
     stalls = False
     parts_alone = True
+    at_once = False
+    checks = True
 
     @property
     def fd(self) -> int:
@@ -79,18 +83,25 @@ class DramTier:
     def read(
         self, slots: Sequence[int], outs: Sequence[Bytes], part: int | None = None
     ) -> list[Stamp | Exception]:
-        """See `Tier.read`."""
+        """See `Tier.read`; checked by the way."""
         own, known = self._payloads, self._stamps
+        layout, first = self.layout, 0
         if part is not None:
-            own = own[:, part * self.layout.part_bytes : (part + 1) * self.layout.part_bytes]
-        found: list[Stamp | Exception] = []
-        for slot, out in zip(slots, outs, strict=True):
-            stamp = known[slot]
-            if stamp is None:
-                found.append(CorruptBlockError(f"slot {slot} of {self.name} holds no block"))
-                continue
-            np.copyto(out, own[slot])
-            found.append(stamp)
+            layout, first = Layout(layout.part_bytes), part
+            own = own[:, part * layout.block_bytes : (part + 1) * layout.block_bytes]
+        found: list[Stamp | Exception] = [
+            known[slot] or CorruptBlockError(f"slot {slot} of {self.name} holds no block")
+            for slot in slots
+        ]
+        here = [i for i, stamp in enumerate(found) if isinstance(stamp, Stamp)]
+        sums = copy_with_sums([own[slots[i]] for i in here], [outs[i] for i in here], layout)
+        for i, seen in zip(here, sums, strict=True):
+            stamp = cast("Stamp", found[i])
+            if stamp.sums[SUM_BYTES * first :][: len(seen)] != seen:
+                where = "" if part is None else f"part {part} of "
+                found[i] = CorruptBlockError(
+                    f"{where}block {stamp.key.hex()[:16]} is not what was stored"
+                )
         return found
 
     def view(self, slot: int) -> Bytes:

@@ -6,12 +6,13 @@ else in the worker's own staging buffer. From there they are copied to each row 
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from kvbench.store.block import Bytes, Stamp, Status
 from kvbench.store.core import Level
-from kvbench.store.memory_read import QUEUE_FULL, problem
+from kvbench.store.memory_read import QUEUE_FULL, problems
 from kvbench.store.metrics import Counted
 from kvbench.store.posix import mapped_buffer
 from kvbench.store.request import Request
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvbench.store.gets import Gets
 
 PAGE_BYTES = 4096
+SHARE_BYTES = 2**20  # what one worker at least takes of a request: less is all bookkeeping
 SHARE_IN_FLIGHT = 4  # one slot in so many, at most, is promised to blocks that are being read
 Waiter = tuple[Request, int, Rows | None]  # a request, which of its keys, its rows; None: prefetch
 
@@ -181,31 +183,44 @@ class DriveRead:
             each.target if part is None else layout.part(each.target, part) for each in arrivals
         ]
         found = self.level.tier.read([each.flight.slot for each in arrivals], targets, part)
-        for arrival, stamp, data in zip(arrivals, found, targets, strict=True):
-            arrival.error = problem(stamp, arrival.flight.key, part, data, layout)
-            if arrival.error is None:
+        keys = [each.flight.key for each in arrivals]
+        wrong = problems(found, keys, part, targets, layout, checked=self.level.tier.checks)
+        for arrival, stamp, error in zip(arrivals, found, wrong, strict=True):
+            arrival.error = error
+            if error is None:
                 arrival.stamp = cast("Stamp", stamp)
-                if part is not None:
-                    self._hand_part(arrival, part, data)
+        if part is not None:
+            self._hand_part(
+                [
+                    (arrival, data)
+                    for arrival, data in zip(arrivals, targets, strict=True)
+                    if arrival.error is None
+                ],
+                part,
+            )
 
-    def _hand_part(self, arrival: _Arrival, part: int, data: Bytes) -> None:
-        """One part to the waiter that takes the block part by part."""
-        if arrival.by_parts is None:
-            return
-        request, index, rows = arrival.by_parts
+    def _hand_part(self, arrived: list[tuple[_Arrival, Bytes]], part: int) -> None:
+        """One part of each block to the waiter that takes it part by part."""
+        wanted: list[tuple[Waiter, Bytes]] = []
         with self._gets.core.lock:  # if the tier is given up, its waiters are no longer ours
-            ours = arrival.by_parts in arrival.flight.waiters
-            if rows is None or not ours or not request.claim([index]):
-                arrival.by_parts = None
-                return
-        try:
-            rows.receive(index, part, data)
-            rows.finish([index], part)
-        except RowsError as error:
-            request.settle([index], Status.BUSY, str(error))
-            return
-        request.arrived([index], part)
-        request.unclaim([index])
+            for arrival, data in arrived:
+                if arrival.by_parts is None:
+                    continue
+                request, index, rows = arrival.by_parts
+                ours = arrival.by_parts in arrival.flight.waiters
+                if rows is None or not ours or not request.claim([index]):
+                    arrival.by_parts = None
+                    continue
+                wanted.append((arrival.by_parts, data))
+        for request, rows, indexes, pieces in _by_request(wanted):
+            try:
+                rows.receive_many(indexes, part, pieces)
+                rows.finish(indexes, part)
+            except RowsError as error:
+                request.settle(indexes, Status.BUSY, str(error))
+                continue
+            request.arrived(indexes, part)
+            request.unclaim(indexes)
 
     def _keep(self, arrivals: list[_Arrival]) -> None:
         """Blocks that arrived whole in a slot above can be found there from now on."""
@@ -236,9 +251,18 @@ class DriveRead:
             [arrival.stamp for arrival in good if arrival.stamp is not None],
         )
         waiting = self._gets.landed([arrival.flight for arrival in good])
+        wanted: list[tuple[Waiter, Bytes]] = []
         for arrival, (_, waiters) in zip(good, waiting, strict=True):
             for waiter in waiters:
-                _settle(waiter, arrival)
+                request, index, rows = waiter
+                if rows is None and arrival.promoted is None:
+                    request.settle([index], Status.BUSY, "no room in the faster tier")
+                elif rows is None or waiter == arrival.by_parts:
+                    request.settle([index], Status.OK)
+                else:
+                    wanted.append((waiter, arrival.target))
+        for request, rows, indexes, data in _by_request(wanted):
+            _copy(request, rows, indexes, data)
 
     def _look_elsewhere(self, flight: Flight, error: Exception) -> None:
         self._gets.failed(self.level, flight.slot, flight.key, error)
@@ -258,22 +282,30 @@ class DriveRead:
             )
 
 
-def _settle(waiter: Waiter, arrival: _Arrival) -> None:
-    """The block, which is whole, to one of those who wait."""
-    request, index, rows = waiter
-    if rows is None:
-        if arrival.promoted is None:
-            request.settle([index], Status.BUSY, "no room in the faster tier")
-        else:
-            request.settle([index], Status.OK)
+def _by_request(
+    wanted: Sequence[tuple[Waiter, Bytes]],
+) -> list[tuple[Request, Rows, list[int], list[Bytes]]]:
+    """What arrived for the rows of each request: a device has one transfer for all of them."""
+    found: dict[Request, tuple[Request, Rows, list[int], list[Bytes]]] = {}
+    for (request, index, rows), data in wanted:
+        assert rows is not None
+        _, _, indexes, pieces = found.setdefault(request, (request, rows, [], []))
+        indexes.append(index)
+        pieces.append(data)
+    return list(found.values())
+
+
+def _copy(request: Request, rows: Rows, indexes: list[int], data: list[Bytes]) -> None:
+    """Blocks, which are whole, to the rows of one who waits for them."""
+    mine = set(request.claim(indexes))
+    if not mine:
         return
-    if waiter == arrival.by_parts:
-        request.settle([index], Status.OK)
-    elif request.claim([index]):
-        try:
-            rows.receive(index, None, arrival.target)
-            rows.finish([index], None)
-        except RowsError as error:
-            request.settle([index], Status.BUSY, str(error))
-        else:
-            request.settle([index], Status.OK)
+    pieces = [each for index, each in zip(indexes, data, strict=True) if index in mine]
+    places = [index for index in indexes if index in mine]
+    try:
+        rows.receive_many(places, None, pieces)
+        rows.finish(places, None)
+    except RowsError as error:
+        request.settle(places, Status.BUSY, str(error))
+    else:
+        request.settle(places, Status.OK)

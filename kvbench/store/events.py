@@ -13,6 +13,7 @@ import enum
 import os
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -58,13 +59,42 @@ class Events(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
 
 
+class _Batch(NamedTuple):
+    """Events that came together: columns, and not stamps, which would keep their checksums."""
+
+    kind: Kind
+    tier: str
+    keys: Sequence[bytes | None]
+    parents: Sequence[bytes | None]
+    tenants: Sequence[str]
+    positions: Sequence[int]
+    reason: str = ""
+
+    def event(self, sequence: int, at: int) -> Event:
+        """One of them, with its number."""
+        return Event(
+            sequence,
+            self.kind,
+            self.tier,
+            self.keys[at],
+            self.parents[at],
+            self.tenants[at],
+            self.positions[at],
+            self.reason,
+        )
+
+
 class EventLog:
-    """The last events of a store, numbered from 0. Thread-safe."""
+    """The last events of a store, numbered from 0. Thread-safe.
+
+    A batch is kept as it came, and each place of the ring names its batch: an `Event` is made when
+    somebody reads it, which most stores never do.
+    """
 
     def __init__(self, most: int = MOST_EVENTS) -> None:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._ring: list[Event | None] = [None] * most
+        self._ring: list[tuple[int, _Batch] | None] = [None] * most  # with its first number
         self._next = 0
         self._open = True
         self._waiting = 0  # threads; telling nobody costs as much as an event
@@ -72,24 +102,13 @@ class EventLog:
 
     def append(self, kind: Kind, tier: str, blocks: Sequence[Stamp]) -> None:
         """The same happened to each of these blocks, in this order."""
-        with self._lock:
-            at, ring, most = self._next, self._ring, len(self._ring)
-            for block in blocks:
-                ring[at % most] = Event(
-                    at, kind, tier, block.key, block.parent, block.tenant, block.position
-                )
-                at += 1
-            self._next = at
-            if self._waiting:
-                self._changed.notify_all()
+        if blocks:
+            keys, parents, positions, tenants, _ = zip(*blocks, strict=True)
+            self._append(_Batch(kind, tier, keys, parents, tenants, positions))
 
     def append_tier(self, kind: Kind, tier: str, reason: str = "") -> None:
         """Something happened to a whole tier."""
-        with self._lock:
-            event = Event(self._next, kind, tier, reason=reason)
-            self._ring[self._next % len(self._ring)] = event
-            self._next += 1
-            self._changed.notify_all()
+        self._append(_Batch(kind, tier, (None,), (None,), ("",), (0,), reason))
 
     def since(self, sequence: int, limit: int = 1024) -> Events:
         """Up to `limit` events from number `sequence` on, or from the oldest that is left.
@@ -102,9 +121,9 @@ class EventLog:
             asked = sequence if 0 <= sequence <= self._next else 0
             first = max(asked, oldest)
             after = min(self._next, first + max(0, limit))
-            held = [self._ring[at % len(self._ring)] for at in range(first, after)]
+            held = [(at, self._ring[at % len(self._ring)]) for at in range(first, after)]
         return Events(
-            events=[event for event in held if event is not None],
+            events=[each[1].event(at, at - each[0]) for at, each in held if each is not None],
             next_sequence=after,
             lost=first - asked,
             epoch=self.epoch,
@@ -125,3 +144,15 @@ class EventLog:
         with self._lock:
             self._open = False
             self._changed.notify_all()
+
+    def _append(self, batch: _Batch) -> None:
+        ring, most, count = self._ring, len(self._ring), len(batch.keys)
+        with self._lock:
+            entry, at = (self._next, batch), self._next % most
+            end = min(at + count, most)
+            ring[at:end] = [entry] * (end - at)
+            again = min(at + count - end, most)  # from the start of the ring
+            ring[:again] = [entry] * again
+            self._next += count
+            if self._waiting:
+                self._changed.notify_all()

@@ -162,6 +162,11 @@ class FaultyTier(Wrapper):
             self._faults.append(fault)
         return fault
 
+    @property
+    def checks(self) -> bool:
+        """False: bits are flipped after the inner tier has looked at them."""
+        return False
+
     def remove(self, fault: Fault) -> None:
         """It does not happen any more."""
         with self._lock:

@@ -16,13 +16,15 @@ from typing import Protocol
 
 from kvbench.store.block import CorruptBlockError, Stamp, Status
 from kvbench.store.core import GONE, Core, Level, admission, transient
-from kvbench.store.drive_read import DriveRead, Flight, Waiter
+from kvbench.store.drive_read import SHARE_BYTES, DriveRead, Flight, Waiter
 from kvbench.store.lease import Hold
 from kvbench.store.memory_read import Item, MemoryRead
 from kvbench.store.metrics import WHOLE, Counted
 from kvbench.store.request import Request
 from kvbench.store.rows import Rows
 from kvbench.store.workers import Task
+
+SHARES = 4  # of a request to a drive, for as many workers
 
 
 class Work(Task, Protocol):
@@ -167,9 +169,20 @@ class Gets:
         ]
 
     def _runs(self, level: Level, flights: list[Flight]) -> list[DriveRead]:
-        """Reads of a drive: neighbouring slots together, up to one transfer's size."""
+        """Reads of a drive: neighbouring slots together, up to one transfer's size.
+
+        Others too, if the drive then has all of them at once; but some workers should have one, or
+        nobody checks and copies blocks while others are on their way.
+        """
         most = max(1, self.core.options.transfer_bytes // self.core.layout.block_bytes)
         flights.sort(key=lambda flight: flight.slot)
+        if level.tier.at_once and not any(flight.by_layer for flight in flights):
+            least = SHARE_BYTES // self.core.layout.block_bytes
+            size = max(1, min(most, max(least, -(-len(flights) // SHARES))))
+            return [
+                DriveRead(self, level, flights[at : at + size])
+                for at in range(0, len(flights), size)
+            ]
         runs: list[list[Flight]] = []
         for flight in flights:
             last = runs[-1] if runs else None

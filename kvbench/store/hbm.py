@@ -61,6 +61,8 @@ class HbmTier:
     durable = False
     stalls = False
     parts_alone = True
+    at_once = False
+    checks = False
 
     def write(
         self, slots: Sequence[int], stamps: Sequence[Stamp], payloads: Sequence[Bytes]

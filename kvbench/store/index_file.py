@@ -75,6 +75,29 @@ def read_meta(base: sqlite3.Connection, identity: Identity) -> dict[str, Any]:
     return meta
 
 
+def look(path: Path) -> sqlite3.Connection:
+    """A connection that only reads, and leaves no file behind, whoever has the index open.
+
+    SQLite would make its log and its shared memory anew, and the store's owner might then not be
+    allowed to use them. So with a log both have to be there, and are only read; without one the
+    file is taken as it is. Nobody waits for it: readers never hold up a writer in WAL mode.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        sqlite3.Error: it cannot be read; see `Index`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no index", str(path))
+    shared = path.with_name(path.name + "-shm")
+    journal = path.with_name(path.name + "-wal")
+    how = "immutable=1"
+    if journal.is_file() and shared.is_file():
+        how = "mode=ro&readonly_shm=1"
+    elif journal.is_file() and journal.stat().st_size:
+        raise sqlite3.OperationalError(f"{journal.name} cannot be read without {shared.name}")
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
 def peek(directory: Path) -> Identity | None:
     """Which store the index in a directory belongs to; None if there is none, or it is damaged."""
     path = directory / INDEX

@@ -1,7 +1,8 @@
 """What can be done to a store that nobody has open: look at it, check its records, shrink it.
 
 Layout, namespace and size are read from the data files, so a directory is all that is needed.
-Only `inspect` works on a store that is in use; it then sees what was last committed.
+Only `inspect` works on a store that is in use, or on a drive that is read-only: it takes no lock
+and writes nothing, and sees what was last committed.
 
 May import: kvbench.errors, kvbench.store. numpy, not torch.
 """
@@ -19,14 +20,15 @@ from kvbench.errors import UsageError
 from kvbench.store.block import payload_matches
 from kvbench.store.drives import LOCK, Striping
 from kvbench.store.identity import DATA, Head, OtherStoreError, read_head
-from kvbench.store.index_file import INDEX, size_bytes
-from kvbench.store.lock import LockFile, StoreInUseError
+from kvbench.store.index_file import INDEX, look, size_bytes
+from kvbench.store.lock import holder
 from kvbench.store.nvme import NvmeTier
 from kvbench.store.posix import mapped_buffer
 from kvbench.units import MIB, format_bytes
 
 BATCH_BYTES = 4 * MIB  # read, or moved, at a time
 THREADS = 4
+LOOKS = 3  # at an index that somebody opens or closes meanwhile
 
 Progress = Callable[[int, int], None]  # done so far, of how many
 
@@ -48,7 +50,7 @@ class Inspection:
     quarantined: dict[int, str] = field(default_factory=dict[int, str])
     written_bytes_by_day: dict[str, int] = field(default_factory=dict[str, int])
     closed_cleanly: bool | None = None
-    in_use_by: str | None = None  # why the store could not be locked
+    in_use_by: str | None = None  # who has it open: then all this is a moment's view
     damage: str | None = None  # why the index cannot say
 
 
@@ -82,25 +84,33 @@ class Compaction:
 
 
 def inspect(directories: Sequence[Path]) -> Inspection:
-    """Look at a store; nothing is changed, and it may be in use.
+    """Look at a store. Takes no lock and changes nothing, whether it is in use or not.
+
+    What a store in use has not committed yet, about the last second, is not seen.
 
     Raises:
         UsageError: a directory holds no store.
         OSError: a file cannot be read.
     """
+    found = _inspection(directories)
+    for _ in range(LOOKS - 1):
+        if _in_use_by(directories) == found.in_use_by:
+            break
+        found = _inspection(directories)
+    return found
+
+
+def _in_use_by(directories: Sequence[Path]) -> str | None:
+    for each in directories:
+        who = holder(Path(each) / LOCK)
+        if who is not None:
+            return f"{each} is in use by {who}"
+    return None
+
+
+def _inspection(directories: Sequence[Path]) -> Inspection:
     head = the_head(directories)
-    in_use = None
-    locks = contextlib.ExitStack()
-    with locks:
-        try:
-            for each in directories:
-                locks.callback(LockFile(Path(each) / LOCK).close)
-        except StoreInUseError as error:
-            in_use = str(error)
-        return _inspection(directories, head, in_use)
-
-
-def _inspection(directories: Sequence[Path], head: Head, in_use: str | None) -> Inspection:
+    in_use = _in_use_by(directories)
     one = head.identity
     index = Path(directories[0]) / INDEX
     found: dict[str, Any] = {}
@@ -108,7 +118,7 @@ def _inspection(directories: Sequence[Path], head: Head, in_use: str | None) -> 
     try:
         found = _ask(index)
     except sqlite3.Error as error:
-        damage = f"{error}: the next opening rebuilds it from the records"
+        damage = f"{error}: the next opening rebuilds it from the records if need be"
     except FileNotFoundError:
         damage = "there is none: the next opening rebuilds it from the records"
     return Inspection(
@@ -269,10 +279,7 @@ def opened(directories: Sequence[Path]) -> Generator[NvmeTier]:
 
 
 def _ask(index: Path) -> dict[str, Any]:
-    if not index.is_file():
-        raise FileNotFoundError(str(index))
-    base = sqlite3.connect(f"{index.resolve().as_uri()}?mode=ro", uri=True)
-    with contextlib.closing(base):
+    with contextlib.closing(look(index)) as base:
         base.execute("BEGIN")  # one state, also of a store that is in use
         clean, complete = (
             base.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()[0]

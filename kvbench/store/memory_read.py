@@ -1,20 +1,22 @@
 """One read from a tier in memory into the rows of a request, on a worker."""
 
 import time
+from collections.abc import Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from kvbench.store.block import (
+    SUM_BYTES,
     Bytes,
     CorruptBlockError,
     Layout,
     OtherBlockError,
     Stamp,
     Status,
-    part_matches,
-    payload_matches,
 )
+from kvbench.store.copying import sums_of
 from kvbench.store.core import Level
 from kvbench.store.metrics import Counted
 from kvbench.store.request import Request
@@ -22,11 +24,8 @@ from kvbench.store.rows import HostRows, Rows, RowsError
 from kvbench.store.spans import COPY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kvbench.store.gets import Gets
 
-HOT_BYTES = 512 * 1024  # hashed straight after it was copied, while a core's cache has it
 QUEUE_FULL = "too many reads are waiting"
 
 
@@ -38,22 +37,32 @@ class Item(NamedTuple):
     slot: int
 
 
-def problem(
-    stamp: Stamp | Exception, key: bytes, part: int | None, data: Bytes, layout: Layout
-) -> Exception | None:
-    """What is wrong with a block that arrived, if anything."""
-    if isinstance(stamp, Exception):
-        return stamp
-    if stamp.key != key:
-        return OtherBlockError(f"asked for block {key.hex()[:16]}, found {stamp.key.hex()[:16]}")
-    if part is None:
-        whole = payload_matches(stamp, data, layout)
-    else:
-        whole = part_matches(stamp, part, data)
-    if whole:
-        return None
-    where = "" if part is None else f"part {part} of "
-    return CorruptBlockError(f"{where}block {key.hex()[:16]} is not what was stored")
+def problems(
+    found: Sequence[Stamp | Exception],
+    keys: Sequence[bytes],
+    part: int | None,
+    data: Sequence[Bytes],
+    layout: Layout,
+    *,
+    checked: bool,
+) -> list[Exception | None]:
+    """What is wrong with each block, or part of one, that arrived; its bytes may be `checked`."""
+    first, of_each = (0, layout) if part is None else (part, Layout(layout.part_bytes))
+    sums = None if checked else sums_of(data, of_each)
+    wrong: list[Exception | None] = []
+    for at, (stamp, key) in enumerate(zip(found, keys, strict=True)):
+        if isinstance(stamp, Exception):
+            wrong.append(stamp)
+        elif stamp.key != key:
+            wrong.append(
+                OtherBlockError(f"asked for block {key.hex()[:16]}, found {stamp.key.hex()[:16]}")
+            )
+        elif sums is not None and stamp.sums[SUM_BYTES * first :][: len(sums[at])] != sums[at]:
+            where = "" if part is None else f"part {part} of "
+            wrong.append(CorruptBlockError(f"{where}block {key.hex()[:16]} is not what was stored"))
+        else:
+            wrong.append(None)
+    return wrong
 
 
 class MemoryRead:
@@ -138,39 +147,44 @@ class MemoryRead:
     ) -> tuple[list[Item], list[tuple[Item, Exception]], list[Stamp]]:
         """Copy one part of each block, or all of it: the good ones, the bad ones, the stamps."""
         layout, rows = self._gets.core.layout, self._rows
+        host = isinstance(rows, HostRows)  # then the tier copies into the rows itself
         good: list[Item] = []
         bad: list[tuple[Item, Exception]] = []
         stamps: list[Stamp] = []
         size_bytes = layout.block_bytes if part is None else layout.part_bytes
-        step = max(1, HOT_BYTES // size_bytes)
+        step = max(1, self._gets.core.options.transfer_bytes // size_bytes)
         for at in range(0, len(items), step):
             some = items[at : at + step]
-            targets, found = self._arrive(some, part)
-            for item, stamp, data in zip(some, found, targets, strict=True):
-                error = problem(stamp, item.key, part, data, layout)
-                if error is not None:
-                    bad.append((item, error))
-                    continue
-                good.append(item)
-                stamps.append(cast("Stamp", stamp))
-                if not isinstance(rows, HostRows):
-                    rows.receive(item.place, part, data)
+            data, found, checked = self._arrive(some, part)
+            keys = [item.key for item in some]
+            wrong = problems(found, keys, part, data, layout, checked=checked)
+            bad += [(item, error) for item, error in zip(some, wrong, strict=True) if error]
+            whole = [error is None for error in wrong]
+            arrived = list(compress(some, whole))
+            good += arrived
+            stamps += cast("list[Stamp]", list(compress(found, whole)))
+            if arrived and not host:
+                places = [item.place for item in arrived]
+                rows.receive_many(places, part, list(compress(data, whole)))
         rows.finish([item.place for item in good], part)
         return good, bad, stamps
 
     def _arrive(
         self, items: list[Item], part: int | None
-    ) -> tuple[list[Bytes], list[Stamp | Exception]]:
-        """Blocks where they can be checked: in the rows, if those are in host memory."""
-        slots, rows = [item.slot for item in items], self._rows
+    ) -> tuple[Sequence[Bytes], Sequence[Stamp | Exception], bool]:
+        """Blocks where they can be checked: in the rows, if those are in host memory.
+
+        Their stamps with them, and whether the tier has checked them already.
+        """
+        slots, rows, tier = [item.slot for item in items], self._rows, self.level.tier
         if not isinstance(rows, HostRows):
             return self._in_place(slots, part)
         targets = [rows.target(item.place, part) for item in items]
-        return targets, self.level.tier.read(slots, targets, part)
+        return targets, tier.read(slots, targets, part), tier.checks
 
     def _in_place(
         self, slots: list[int], part: int | None
-    ) -> tuple[list[Bytes], list[Stamp | Exception]]:
+    ) -> tuple[Sequence[Bytes], Sequence[Stamp | Exception], bool]:
         """Payloads for a device to fetch: the slots' own memory where the host can address it."""
         layout, tier, table = self._gets.core.layout, self.level.tier, self.level.table
         views = [tier.view(slot) for slot in slots]
@@ -178,7 +192,7 @@ class MemoryRead:
         if len(whole) == len(slots):
             if part is not None:
                 whole = [layout.part(view, part) for view in whole]
-            return whole, [table.stamp(slot) for slot in slots]
+            return whole, [table.stamp(slot) for slot in slots], False
         size = layout.block_bytes if part is None else layout.part_bytes
         targets = [np.empty(size, np.uint8) for _ in slots]
-        return targets, tier.read(slots, targets, part)
+        return targets, tier.read(slots, targets, part), tier.checks

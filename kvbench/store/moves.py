@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kvbench.store.block import Bytes, CorruptBlockError, Stamp, Status, payload_matches
+from kvbench.store.block import Bytes, CorruptBlockError, Stamp, Status
+from kvbench.store.copying import sums_of
 from kvbench.store.core import Core, Level, bad_slot
 from kvbench.store.drive_read import staging
 from kvbench.store.metrics import Counted
@@ -268,12 +269,13 @@ class Drain:
         """The blocks in host memory, and their stamps; damaged ones end here."""
         core = self._moves.core
         payloads, found = self._arrive(source)
+        sums = sums_of(payloads, core.layout)
         good: list[tuple[Move, int | None, Bytes, Stamp]] = []
-        for move, slot, payload, stamp in zip(
-            self._batch, self._slots, payloads, found, strict=True
+        for move, slot, payload, stamp, seen in zip(
+            self._batch, self._slots, payloads, found, sums, strict=True
         ):
             # Also what lies in memory is checked: a record must not make damage last.
-            if isinstance(stamp, tuple) and payload_matches(stamp, payload, core.layout):
+            if isinstance(stamp, tuple) and stamp.sums == seen:
                 good.append((move, slot, payload, stamp))
                 continue
             error = stamp if isinstance(stamp, Exception) else CorruptBlockError("damaged")

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from kvbench.errors import UsageError
+from kvbench.store import aio
 from kvbench.store.block import (
     Bytes,
     CorruptBlockError,
@@ -76,6 +77,7 @@ class NvmeTier:
     name = "nvme"
     durable = True
     stalls = True
+    checks = False
 
     def __init__(
         self,
@@ -119,6 +121,11 @@ class NvmeTier:
     def parts_alone(self) -> bool:
         """Whether parts begin and end at pages, so that one can be read without the rest."""
         return self._layout.part_bytes % PAGE_BYTES == 0
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the kernel takes many transfers in one call, and the engine is its own."""
+        return self.drives.engine == "posix" and aio.queue() is not None
 
     def view(self, slot: int) -> Bytes | None:
         """None: a drive is not memory."""

@@ -96,6 +96,11 @@ class BlockFile:
         self.path = path
 
     @property
+    def fd(self) -> int:
+        """The open file, for the kernel's other calls."""
+        return self._fd
+
+    @property
     def direct(self) -> bool:
         """Whether the kernel bypasses the page cache for this file, as it says itself."""
         return bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_DIRECT)

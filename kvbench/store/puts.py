@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from kvbench.store.block import Bytes, Stamp, Status, checksums
+from kvbench.store.block import Bytes, Stamp, Status
+from kvbench.store.copying import sums_of
 from kvbench.store.core import Core, Level, bad_slot
-from kvbench.store.drive_read import staging
+from kvbench.store.drive_read import SHARE_BYTES, staging
 from kvbench.store.metrics import Counted
 from kvbench.store.moves import Moves
 from kvbench.store.request import Request
-from kvbench.store.rows import Rows, RowsError
+from kvbench.store.rows import HostRows, Rows, RowsError
 from kvbench.store.spans import COPY, IO
 from kvbench.store.table import State
 
@@ -67,10 +68,11 @@ class Puts:
             core.metrics.count(Counted.BUSY, len(busy), tier=level.name)
             request.settle(busy, Status.BUSY, NO_ROOM)
         pool = level.writers
-        most = max(1, core.options.batch_bytes // core.layout.block_bytes)
+        block_bytes, least = core.layout.block_bytes, 1
+        most = core.options.batch_bytes // block_bytes
         if level.tier.stalls:
-            most = max(1, core.options.transfer_bytes // core.layout.block_bytes)
-        size = max(1, min(most, -(-len(new) // pool.threads)))
+            most, least = core.options.transfer_bytes // block_bytes, SHARE_BYTES // block_bytes
+        size = max(1, min(most, max(least, -(-len(new) // pool.threads))))
         for at in range(0, len(new), size):
             task = Put(self, level, request, new[at : at + size], rows)
             if not pool.submit(task):
@@ -87,14 +89,15 @@ class Puts:
         here: list[int] = []
         holds: list[Hold] = []
         busy: list[int] = []
+        known = core.known([stamp.key for stamp in stamps])
         for index, stamp in enumerate(stamps):
             key = stamp.key
             if key in self.joined:
                 self.joined[key].append((request, index))
-            elif (hold := core.find(key)) is not None:
+            elif key in known and (hold := core.find(key)) is not None:
                 here.append(index)
                 holds.append(hold)
-            elif len(wanted) >= most or core.being_written(key) is not None:
+            elif len(wanted) >= most or (key in known and core.being_written(key) is not None):
                 busy.append(index)
             else:
                 self.joined[key] = []
@@ -104,30 +107,29 @@ class Puts:
         if level.tier.stalls:
             new = [_New(index, stamps[index], None) for index in wanted.values()]
         else:
-            new = self._reserve(level, [stamps[index] for index in wanted.values()], wanted, busy)
+            new = self._reserve(level, stamps, list(wanted.values()), busy)
         for number, held in holds:
             core.release(core.levels[number], [held])
         self._queued_bytes += len(new) * core.layout.block_bytes
         used = [stamps[index].key for index in here]
-        core.touch(used)
-        for each in core.levels:
-            self.moves.used(each, used)
+        if used:
+            core.touch(used)
+            for each in core.levels:
+                self.moves.used(each, used)
         return new, here, busy
 
     def _reserve(
-        self, level: Level, stamps: Sequence[Stamp], wanted: dict[bytes, int], busy: list[int]
+        self, level: Level, stamps: Sequence[Stamp], places: list[int], busy: list[int]
     ) -> list[_New]:
-        """Slots in memory for these; indexes of those without go to `busy`; the lock is held."""
-        self.core.room_in_memory(level, len(stamps))
-        new: list[_New] = []
-        for stamp in stamps:
-            slot = level.table.reserve(stamp)
-            if slot is not None:
-                new.append(_New(wanted[stamp.key], stamp, slot))
-            else:
-                busy.append(wanted[stamp.key])
-                busy += [joined for _, joined in self.joined.pop(stamp.key)]  # the same key again
-        return new
+        """Slots in memory for these of a request; those without go to `busy`; the lock is held."""
+        wanted = [stamps[place] for place in places]
+        self.core.room_in_memory(level, len(wanted))
+        slots = level.table.reserve_many(wanted)
+        for place in places[len(slots) :]:
+            busy.append(place)
+            # The same key again.
+            busy += [joined for _, joined in self.joined.pop(stamps[place].key)]
+        return list(map(_New, places, wanted, slots))
 
     def begins(self, put: "Put") -> None:
         """A worker writes to a tier that may stall."""
@@ -158,7 +160,7 @@ class Puts:
             status = Status.BUSY  # that was the deadline of one; the others may have none
         with self.core.lock:
             self._queued_bytes -= len(news) * self.core.layout.block_bytes
-            joined = [self.joined.pop(key, []) for key in keys]
+            joined = [waiters for key in keys if (waiters := self.joined.pop(key, None))]
         for waiters in joined:
             for request, index in waiters:
                 request.settle([index], status, reason)
@@ -188,14 +190,14 @@ class Put:
         slots = [new.slot for new in news if new.slot is not None]
         errors = level.tier.write(slots, stamps, payloads)
         whole = [error is None for error in errors]
-        good = list(compress(news, whole))
+        good, kept = list(compress(news, whole)), list(compress(stamps, whole))
         with core.lock:
-            core.stored(level, compress(slots, whole), list(compress(stamps, whole)))
+            core.stored(level, list(compress(slots, whole)), kept)
             if good:
                 core.worked(level, "write")
-            self._puts.moves.used(level, [new.stamp.key for new in good])
-        core.tally(Counted.STORED, level, [new.stamp for new in good])
-        core.tally(Counted.WRITTEN, level, [new.stamp for new in good])
+            self._puts.moves.used(level, [stamp.key for stamp in kept])
+        core.tally(Counted.STORED, level, kept)
+        core.tally(Counted.WRITTEN, level, kept)
         self._over(good, Status.OK)
         for new, error in zip(news, errors, strict=True):
             if error is not None:
@@ -260,12 +262,18 @@ class Put:
         missing = sum(view is None for view in views)
         buffers = staging(missing, layout.block_bytes)
         payloads = [buffers.pop() if view is None else view for view in views]
-        stamps: list[Stamp] = []
-        for new, payload in zip(news, payloads, strict=True):
-            rows.send(new.place, payload)
-            # At once, while a core's cache has the block: a fifth of the time of a put.
-            stamps.append(new.stamp._replace(sums=checksums(payload, layout)))
-        return payloads, stamps
+        sums: list[bytes] = []
+        step = max(1, self._puts.core.options.transfer_bytes // layout.block_bytes)
+        for at in range(0, len(news), step):
+            places, outs = [new.place for new in news[at : at + step]], payloads[at : at + step]
+            if isinstance(rows, HostRows):
+                sums += rows.send_with_sums(places, outs)
+            else:
+                rows.send_many(places, outs)
+                sums += sums_of(outs, layout)
+        return payloads, [
+            new.stamp._replace(sums=each) for new, each in zip(news, sums, strict=True)
+        ]
 
     def _take_slots(self) -> None:
         """Slots in a tier that may stall, where old blocks have to be forgotten first."""
@@ -280,6 +288,8 @@ class Put:
 
     def _end(self, news: Sequence[_New], status: Status, reason: str) -> None:
         """Blocks that are not stored."""
+        if not news:
+            return
         core, table = self._puts.core, self.level.table
         with core.lock:
             for new in news:
@@ -288,8 +298,10 @@ class Put:
         self._over(news, status, reason)
 
     def _over(self, news: Sequence[_New], status: Status, reason: str = "") -> None:
-        over = {new.place for new in news}
-        self._news = [new for new in self._news if new.place not in over]
-        self._request.settle(sorted(over), status, reason)
-        if news:
-            self._puts.over(news, status, reason)
+        if not news:
+            return
+        over = [new.place for new in news]
+        gone = set(over)
+        self._news = [new for new in self._news if new.place not in gone]
+        self._request.settle(over, status, reason)
+        self._puts.over(news, status, reason)

@@ -9,16 +9,18 @@ May import: kvbench.errors, kvbench.store. numpy, not torch.
 import contextlib
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from kvbench.errors import UsageError
+from kvbench.store import aio
 from kvbench.store.block import Bytes, CorruptBlockError, Stamp
 from kvbench.store.drives import Drives, Engine
-from kvbench.store.posix import mapped_buffer
+from kvbench.store.posix import BlockFile, mapped_buffer
 from kvbench.store.records import HEADER_BYTES, PAGE_BYTES
 from kvbench.units import MIB
 
-MOST_RUN_BYTES = 4 * MIB  # of one transfer
+MOST_RUN_BYTES = 4 * MIB  # of payload in one transfer
 MOST_RUN = 256  # records of one transfer: two buffers each, and the kernel takes 1024 (IOV_MAX)
 MOST_STAMPS = 4096  # that are remembered for reads of single parts
 
@@ -32,7 +34,7 @@ class RecordIO:
         self._drives = drives
         self._format = drives.format
         self._layout = drives.format.layout
-        self._most = max(1, min(MOST_RUN, MOST_RUN_BYTES // self._format.record_bytes))
+        self._most = max(1, min(MOST_RUN, MOST_RUN_BYTES // self._format.payload_bytes))
         self._own = threading.local()
         self._stamps: dict[int, Stamp] = {}  # of blocks that are being read part by part
         self._stamps_lock = threading.Lock()
@@ -52,13 +54,20 @@ class RecordIO:
         self._fits(payloads, self._layout.block_bytes)
         self.forget(slots)
         results: list[Exception | None] = [None] * len(slots)
-        for run in self._drives.runs(slots, self._most):
-            headers = self._headers()
-            buffers: list[Bytes] = []
-            for at, i in enumerate(run):
-                self._format.encode(headers[at], stamps[i], sequences[i])
-                buffers += (headers[at], self._outgoing(payloads[i], at))
-            self._write_run(run, slots, buffers, results)
+        for runs in self._rounds(slots):
+            headers = self._headers(sum(map(len, runs)))
+            pieces: list[list[Bytes]] = []
+            at = 0
+            for run in runs:
+                buffers: list[Bytes] = []
+                for i in run:
+                    self._format.encode(headers[at], stamps[i], sequences[i])
+                    buffers += (headers[at], self._outgoing(payloads[i], at))
+                    at += 1
+                pieces.append(buffers)
+            for run, buffers, whole in self._at_once("write", slots, runs, pieces):
+                if not whole:
+                    self._write_run(run, slots, buffers, results)
         return results
 
     def read(self, slots: Sequence[int], outs: Sequence[Bytes]) -> list[Stamp | Exception]:
@@ -69,16 +78,22 @@ class RecordIO:
         """
         self._fits(outs, self._layout.block_bytes)
         results: list[Stamp | Exception] = [CorruptBlockError("not read")] * len(slots)
-        for run in self._drives.runs(slots, self._most):
-            headers = self._headers()
-            buffers: list[Bytes] = []
-            for at, i in enumerate(run):
-                buffers += (headers[at], self._incoming(outs[i], at))
-            self._read_run(run, slots, buffers, results)
-            for at, i in enumerate(run):
-                data = buffers[2 * at + 1]
-                if data is not outs[i]:
-                    outs[i][:] = data[: self._layout.block_bytes]
+        for runs in self._rounds(slots):
+            headers = self._headers(sum(map(len, runs)))
+            pieces: list[list[Bytes]] = []
+            at = 0
+            for run in runs:
+                buffers: list[Bytes] = []
+                for i in run:
+                    buffers += (headers[at], self._incoming(outs[i], at))
+                    at += 1
+                pieces.append(buffers)
+            for run, buffers, whole in self._at_once("read", slots, runs, pieces):
+                self._read_run(run, slots, buffers, results, whole=whole)
+                for at, i in enumerate(run):
+                    data = buffers[2 * at + 1]
+                    if data is not outs[i]:
+                        outs[i][:] = data[: self._layout.block_bytes]
         return results
 
     def read_part(self, slot: int, out: Bytes, part: int) -> Stamp | Exception:
@@ -137,7 +152,48 @@ class RecordIO:
                 for slot in slots:
                     self._stamps.pop(slot, None)
 
-    # ------------------------------------------------------------ one transfer
+    # ------------------------------------------------------------ transfers
+
+    def _rounds(self, slots: Sequence[int]) -> Iterator[list[list[int]]]:
+        """Runs of neighbours, as many at a time as may be under way at once."""
+        runs: list[list[int]] = []
+        records = 0
+        for run in self._drives.runs(slots, self._most):
+            if runs and records + len(run) > self._most:
+                yield runs
+                runs, records = [], 0
+            runs.append(run)
+            records += len(run)
+        if runs:
+            yield runs
+
+    def _at_once(
+        self,
+        verb: str,
+        slots: Sequence[int],
+        runs: Sequence[list[int]],
+        pieces: Sequence[list[Bytes]],
+    ) -> Iterator[tuple[list[int], list[Bytes], bool]]:
+        """Each run with its buffers, and whether they have been moved whole.
+
+        Of several runs all are under way at the same time, where the kernel has such calls. What
+        it did not move whole is left for another try, run by run.
+        """
+        places = [self._drives.place(slots[run[0]]) for run in runs]
+        files = [self._drives.files[drive] for drive, _ in places]
+        queue = aio.queue() if len(runs) > 1 else None
+        if queue is None or not all(isinstance(file, BlockFile) for file in files):
+            for run, buffers in zip(runs, pieces, strict=True):
+                yield run, buffers, False
+            return
+        transfers = [
+            aio.Transfer(cast("BlockFile", file).fd, buffers, offset)
+            for file, buffers, (_, offset) in zip(files, pieces, places, strict=True)
+        ]
+        done = queue.run(verb, transfers)
+        size = self._format.record_bytes
+        for run, buffers, moved in zip(runs, pieces, done, strict=True):
+            yield run, buffers, moved == len(run) * size
 
     def _write_run(
         self,
@@ -163,9 +219,12 @@ class RecordIO:
         slots: Sequence[int],
         buffers: Sequence[Bytes],
         results: list[Stamp | Exception],
+        *,
+        whole: bool = False,
     ) -> None:
         try:
-            self._exactly("read", slots[run[0]], buffers, 0)
+            if not whole:
+                self._exactly("read", slots[run[0]], buffers, 0)
         except (OSError, CorruptBlockError) as error:
             if len(run) == 1:
                 results[run[0]] = error
@@ -205,8 +264,9 @@ class RecordIO:
 
     # ------------------------------------------------------------ memory
 
-    def _headers(self) -> list[Bytes]:
-        """This thread's headers, one for each record of a run."""
+    def _headers(self, count: int = 1) -> list[Bytes]:
+        """This thread's headers, one for each record under way; at most `_most`."""
+        assert count <= self._most
         headers: list[Bytes] | None = getattr(self._own, "headers", None)
         if headers is None:
             area = mapped_buffer(self._most * HEADER_BYTES)
@@ -214,7 +274,7 @@ class RecordIO:
         return headers
 
     def _bounce(self, at: int) -> Bytes:
-        """This thread's own room for a payload with its padding, one for each record of a run."""
+        """This thread's own room for a payload with its padding, one for each record under way."""
         rooms: list[Bytes] | None = getattr(self._own, "rooms", None)
         if rooms is None:
             size = self._format.payload_bytes

@@ -1,7 +1,8 @@
 """The caller's memory: where blocks come from and go to.
 
 Host memory is handled here. Memory of a device is behind the `Rows` protocol
-(kvbench.store.device): the store hands it host memory and lets it do the copying.
+(kvbench.store.device): the store hands it host memory, as much at a time as one transfer moves,
+and lets it do the copying. Rows that can only do it one by one are `RowByRow`.
 """
 
 import contextlib
@@ -13,11 +14,31 @@ from numpy.typing import NDArray
 
 from kvbench.errors import UsageError
 from kvbench.store.block import Bytes, Layout
+from kvbench.store.copying import copy_with_sums
 
 
 @runtime_checkable
 class Rows(Protocol):
     """One row for each block of a request, in memory of any kind. Used by one thread a row."""
+
+    def __len__(self) -> int: ...
+
+    def send_many(self, indexes: Sequence[int], outs: Sequence[Bytes]) -> None:
+        """Copy rows into host memory, uint8 [block_bytes] each; the bytes are there on return."""
+        ...
+
+    def receive_many(self, indexes: Sequence[int], part: int | None, data: Sequence[Bytes]) -> None:
+        """Copy blocks, or one part of each, into rows; `data` may be used again on return."""
+        ...
+
+    def finish(self, indexes: Sequence[int], part: int | None) -> None:
+        """These rows (or that part of them) were received: return once they can be used."""
+        ...
+
+
+@runtime_checkable
+class RowByRow(Protocol):
+    """Rows as `Rows`, of a device that gains nothing by having several at a time."""
 
     def __len__(self) -> int: ...
 
@@ -41,21 +62,29 @@ class RowsError(Exception):
 class OtherRows:
     """Rows of another kind, whose every error is a `RowsError`."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows | RowByRow) -> None:
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def send(self, index: int, out: Bytes) -> None:
-        """See `Rows.send`."""
+    def send_many(self, indexes: Sequence[int], outs: Sequence[Bytes]) -> None:
+        """See `Rows.send_many`."""
         with _blamed():
-            self.rows.send(index, out)
+            if isinstance(self.rows, Rows):
+                self.rows.send_many(indexes, outs)
+                return
+            for index, out in zip(indexes, outs, strict=True):
+                self.rows.send(index, out)
 
-    def receive(self, index: int, part: int | None, data: Bytes) -> None:
-        """See `Rows.receive`."""
+    def receive_many(self, indexes: Sequence[int], part: int | None, data: Sequence[Bytes]) -> None:
+        """See `Rows.receive_many`."""
         with _blamed():
-            self.rows.receive(index, part, data)
+            if isinstance(self.rows, Rows):
+                self.rows.receive_many(indexes, part, data)
+                return
+            for index, each in zip(indexes, data, strict=True):
+                self.rows.receive(index, part, each)
 
     def finish(self, indexes: Sequence[int], part: int | None) -> None:
         """See `Rows.finish`."""
@@ -85,13 +114,18 @@ class HostRows:
     def __len__(self) -> int:
         return len(self.arrays)
 
-    def send(self, index: int, out: Bytes) -> None:
-        """Copy a row out."""
-        np.copyto(out, self.arrays[index])
+    def send_many(self, indexes: Sequence[int], outs: Sequence[Bytes]) -> None:
+        """See `Rows.send_many`."""
+        self.send_with_sums(indexes, outs)
 
-    def receive(self, index: int, part: int | None, data: Bytes) -> None:
-        """Copy a block or a part of it in."""
-        np.copyto(self.target(index, part), data)
+    def send_with_sums(self, indexes: Sequence[int], outs: Sequence[Bytes]) -> list[bytes]:
+        """Copy rows, and hash them by the way: faster than NumPy copies alone."""
+        return copy_with_sums([self.arrays[index] for index in indexes], outs, self._layout)
+
+    def receive_many(self, indexes: Sequence[int], part: int | None, data: Sequence[Bytes]) -> None:
+        """See `Rows.receive_many`."""
+        layout = self._layout if part is None else Layout(self._layout.part_bytes)
+        copy_with_sums(data, [self.target(index, part) for index in indexes], layout)
 
     def finish(self, indexes: Sequence[int], part: int | None) -> None:
         """Nothing is left to do."""
@@ -105,7 +139,8 @@ class HostRows:
 def as_rows(rows: object, count: int, layout: Layout, *, filled: bool = True) -> Rows:
     """What the caller gave, as rows for `count` blocks; `filled`: blocks will be copied to them.
 
-    Takes uint8 [count, block_bytes], a sequence of uint8 [block_bytes], or `Rows` of a device.
+    Takes uint8 [count, block_bytes], a sequence of uint8 [block_bytes], or, of a device, `Rows` or
+    `RowByRow`.
 
     Raises:
         UsageError: the number, dtype, shape or order of the bytes does not fit.
@@ -118,7 +153,7 @@ def as_rows(rows: object, count: int, layout: Layout, *, filled: bool = True) ->
     if _is_array(rows):
         _check(rows[0] if count else np.empty(layout.block_bytes, np.uint8), layout, filled)
         return HostRows(list(rows), layout)
-    if isinstance(rows, Rows):
+    if isinstance(rows, Rows | RowByRow):
         return OtherRows(rows)
     if not isinstance(rows, Sequence):
         raise UsageError(f"rows are {type(rows).__name__}: expected NumPy arrays, or `Rows`")

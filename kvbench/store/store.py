@@ -15,20 +15,23 @@ with TieredStore([DramTier(...), NvmeTier(...)]) as store:
 import itertools
 import logging
 import math
+import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, cast
 
 from kvbench.errors import UsageError
+from kvbench.store.absent import AbsentTier
 from kvbench.store.block import KEY_BYTES, MOST_TENANT_BYTES, Layout, Stamp, Status
 from kvbench.store.core import Core, Level
 from kvbench.store.events import Events, Kind
 from kvbench.store.flushes import Flushes
 from kvbench.store.gets import Gets
 from kvbench.store.lease import Holds, Lease
+from kvbench.store.loans import Loan, lend
 from kvbench.store.metrics import WHOLE, Counted, StoreStats
 from kvbench.store.moves import Moves
 from kvbench.store.occupancy import occupancy
@@ -43,14 +46,18 @@ from kvbench.store.workers import Alarm
 _log = logging.getLogger("kvbench.store")
 TICK_S = 0.05  # how often leases and stuck operations are looked at
 MOST_POSITION = 2**62
+LISTED_AT_ONCE = 4096  # keys that the lock is held for: a few milliseconds
 CLOSE_S = 600.0  # the longest that closing waits for blocks to be written
 
 
 class TieredStore:
     """Blocks of one layout in tiers, the fastest first. Thread-safe.
 
+    A tier that cannot say what it holds is given up at once, and the store goes on with the others.
+
     Raises:
         UsageError: no tier, tiers of different layouts, or two of one name.
+        TierUnavailableError: no tier can say what it holds.
     """
 
     def __init__(self, tiers: Sequence[Tier], options: Options | None = None) -> None:
@@ -64,6 +71,7 @@ class TieredStore:
         self._numbers = itertools.count(1)
         self._open = True
         self._closing = False
+        self._reopening = threading.Lock()
         self._alarm = Alarm("kvbench-clock")
         core.on_fence = self._fenced
         self._tick()
@@ -219,6 +227,64 @@ class TieredStore:
         with self._core.lock:
             self._end(lease)
 
+    def lend(
+        self,
+        keys: Sequence[bytes],
+        *,
+        owner: str = "",
+        ttl_s: float | None = None,
+        tenants: Collection[str] | None = None,
+    ) -> Loan:
+        """Lease those of the keys that are here, one by one, and say where each of them lies.
+
+        For somebody who reads the slots himself, and checks what he read. With `tenants`, blocks of
+        others are not here. It is no use of the blocks.
+        """
+        ttl_s = self._core.options.lease_s if ttl_s is None else ttl_s
+        make = partial(Lease, owner=owner, ttl_s=ttl_s, release=self.release)
+        with self._core.lock:
+            self._check_open()
+            return lend(self._core, keys, tenants, make)
+
+    def used(self, keys: Sequence[bytes]) -> None:
+        """Somebody read these blocks where they lie: they are as young as if by `get_into`."""
+        with self._core.lock:
+            self._core.touch(keys)
+
+    def held(self, keys: Sequence[bytes], *, tenants: Collection[str] | None = None) -> list[bool]:
+        """Of each key, whether its block can be found now; with `tenants`, one of theirs."""
+        core = self._core
+        with core.lock:
+            places = [core.find(key) for key in keys]
+            return [
+                place is not None
+                and (
+                    tenants is None or core.levels[place[0]].table.stamp(place[1]).tenant in tenants
+                )
+                for place in places
+            ]
+
+    def listing(self, *, tenants: Collection[str] | None = None) -> list[bytes]:
+        """The keys of all blocks that can be found, each once, in no order."""
+        found: dict[bytes, None] = {}
+        for level in self._core.levels:
+            with self._core.lock:
+                keys = list(level.table.index) if level.readable else []
+            found.update(dict.fromkeys(keys))
+        everything = list(found)
+        if tenants is None:
+            return everything
+        mine: list[bytes] = []
+        for at in range(0, len(everything), LISTED_AT_ONCE):
+            some = everything[at : at + LISTED_AT_ONCE]
+            pairs = zip(some, self.held(some, tenants=tenants), strict=True)
+            mine += [key for key, held in pairs if held]
+        return mine
+
+    def tier(self, name: str) -> Tier | None:
+        """The tier of that name: for those who share its memory with others. Not to be written."""
+        return next((each.tier for each in self._core.levels if each.name == name), None)
+
     def stats(self) -> StoreStats:
         """What was counted since the store was opened, and what it holds now."""
         core = self._core
@@ -240,11 +306,18 @@ class TieredStore:
     def unfence(self, tier: str) -> None:
         """Use a tier again that was given up; its blocks are found again.
 
+        One that could not be opened, or not say what it holds, is opened now; that takes as long as
+        it takes, and the store goes on meanwhile.
+
         Raises:
-            UsageError: there is no tier of this name.
+            UsageError: there is no tier of this name, or it can be opened only in another way.
+            TierUnavailableError, OSError: it still cannot be opened; it stays given up.
         """
         for level in self._core.levels:
             if level.name == tier:
+                with self._reopening:
+                    if not level.recovered:
+                        self._reopen(level)
                 with self._core.lock:
                     if level.fence is not None and level.fence.reads:
                         stamps = [level.table.stamp(slot) for slot in level.table.index.values()]
@@ -318,6 +391,21 @@ class TieredStore:
         self.close(flush=kind is None)
 
     # Behind it.
+
+    def _reopen(self, level: Level) -> None:
+        """Have a tier that was lost from the beginning, with its blocks; it stays fenced."""
+        core, lost = self._core, level.tier
+        tier = lost.open() if isinstance(lost, AbsentTier) else lost
+        try:
+            books = core.books(tier, tier.recover())
+            with core.lock:
+                if self._closing:  # nobody would close it
+                    raise UsageError("the store is closed")  # noqa: TRY301  within the lock
+                core.adopt(level, tier, books)
+        except BaseException:
+            if tier is not lost:
+                tier.close()
+            raise
 
     def _prefix(self, keys: Sequence[bytes]) -> tuple[list[str], Holds]:
         """The usable prefix: the tier of each block, and what is held now; the lock is held.

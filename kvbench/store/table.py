@@ -21,6 +21,7 @@ The caller holds the store's lock.
 import enum
 from collections.abc import Iterable, Sequence
 from itertools import repeat
+from typing import cast
 
 import numpy as np
 
@@ -73,6 +74,7 @@ TRANSITIONS: dict[State, dict[Step, State]] = {
 }
 
 
+_READY, _LEASED = int(State.READY), int(State.LEASED)
 # The same by their numbers: hashing an enum's member takes longer than all the rest of a step.
 _AFTER = [[TRANSITIONS[state].get(step) for step in Step] for state in State]
 
@@ -125,12 +127,30 @@ class SlotTable:
         self.writing[stamp.key] = slot
         return slot
 
-    def stored(self, slot: int, stamp: Stamp) -> None:
-        """The block is whole, with these checksums: it can be found from now on."""
-        self._step(slot, Step.STORED)
-        del self.writing[stamp.key]
-        self._stamps[slot] = stamp
-        self.index[stamp.key] = slot
+    def reserve_many(self, stamps: Sequence[Stamp]) -> list[int]:
+        """As `reserve` for each of these blocks, as far as there are slots: the first get one."""
+        count = min(len(stamps), len(self._free))
+        if not count:
+            return []
+        slots = self._free[: -count - 1 : -1]
+        self._step_all(slots, Step.RESERVE)
+        del self._free[-count:]
+        known, writing = self._stamps, self.writing
+        for slot, stamp in zip(slots, stamps, strict=False):
+            known[slot] = stamp
+            writing[stamp.key] = slot
+        return slots
+
+    def stored(self, slots: Sequence[int], stamps: Sequence[Stamp]) -> None:
+        """The blocks are whole, with these checksums: they can be found from now on."""
+        pairs = list(zip(slots, stamps, strict=True))
+        self._step_all(slots, Step.STORED)
+        known, writing, index = self._stamps, self.writing, self.index
+        for slot, stamp in pairs:
+            key = stamp.key
+            del writing[key]
+            known[slot] = stamp
+            index[key] = slot
 
     def failed(self, slot: int) -> None:
         """The write did not succeed; the slot is EVICTING."""
@@ -141,7 +161,7 @@ class SlotTable:
 
     def lease(self, slots: Iterable[int]) -> None:
         """One more holder of each of these slots, which the index has just named."""
-        state, leases, leased = self._state, self._leases, int(State.LEASED)
+        state, leases, leased = self._state, self._leases, _LEASED
         for slot in slots:
             if not leases[slot]:
                 state[slot] = leased
@@ -149,8 +169,7 @@ class SlotTable:
 
     def release(self, slots: Iterable[int]) -> list[int]:
         """One holder less of each; the doomed slots that are EVICTING now."""
-        state, leases = self._state, self._leases
-        leased, ready = int(State.LEASED), int(State.READY)
+        state, leases, leased, ready = self._state, self._leases, _LEASED, _READY
         emptying: list[int] = []
         for slot in slots:
             leases[slot] -= 1
@@ -163,10 +182,18 @@ class SlotTable:
                 emptying.append(slot)
         return emptying
 
-    def evict(self, slot: int) -> Stamp:
-        """Take a READY block out of the index; the slot is EVICTING."""
-        self._step(slot, Step.EVICT)
-        return self._unlisted(slot)
+    def busy(self, key: bytes) -> bool:
+        """Whether a block of the index is leased, and so cannot be evicted."""
+        return self._state[self.index[key]] != _READY
+
+    def evict(self, slots: Sequence[int]) -> list[Stamp]:
+        """Take READY blocks out of the index; the slots are EVICTING."""
+        self._step_all(slots, Step.EVICT)
+        known, index = self._stamps, self.index
+        stamps = cast("list[Stamp]", [known[slot] for slot in slots])  # none was FREE
+        for stamp in stamps:
+            del index[stamp.key]
+        return stamps
 
     def doom(self, slot: int) -> bool:
         """Take a damaged block out of the index. A slot that is doomed already stays so.
@@ -181,8 +208,8 @@ class SlotTable:
 
     def emptied(self, slots: Sequence[int]) -> None:
         """EVICTING slots that their tier has forgotten are FREE."""
+        self._step_all(slots, Step.EMPTIED)
         for slot in slots:
-            self._step(slot, Step.EMPTIED)
             self._stamps[slot] = None
         self._free.extend(sorted(slots, reverse=True))
 
@@ -214,7 +241,23 @@ class SlotTable:
     def _step(self, slot: int, step: Step) -> None:
         after = _AFTER[self._state[slot]][step]
         if after is None:
-            raise AssertionError(
-                f"{step.name.lower()} of slot {slot}, which is {self.state(slot).name}"
-            )
+            raise AssertionError(_refusal(step, slot, self.state(slot)))
         self._state[slot] = after
+
+    def _step_all(self, slots: Sequence[int], step: Step) -> None:
+        """A step that one state allows, of many slots, each named once; all of them or none."""
+        states = self._state
+        before = set(map(states.__getitem__, slots))
+        after = {state: to for state in before if (to := _AFTER[state][step]) is not None}
+        if len(after) < len(before):
+            wrong = next(slot for slot in slots if states[slot] not in after)
+            raise AssertionError(_refusal(step, wrong, self.state(wrong)))
+        if len(set(slots)) < len(slots):
+            raise AssertionError(f"{step.name.lower()} of slots {slots}: one is named twice")
+        for to in after.values():  # it is one
+            for slot in slots:
+                states[slot] = to
+
+
+def _refusal(step: Step, slot: int, state: State) -> str:
+    return f"{step.name.lower()} of slot {slot}, which is {state.name}"

@@ -1,8 +1,9 @@
 """A tier: equal slots for blocks, in one kind of memory or on drives.
 
-A tier moves bytes and remembers the stamp that came with them. It does not check payloads, choose
-victims, count or wait for anybody: the store does. It may be called by many threads at once, for
-different slots; the store sees to it that nobody writes to a slot while another uses it.
+A tier moves bytes and remembers the stamp that came with them. It does not choose victims, count,
+wait for anybody, or check payloads, unless that costs it nothing (`checks`): the store does. It may
+be called by many threads at once, for different slots; the store sees to it that nobody writes to a
+slot while another uses it.
 
 `kvbench.testing.TierTests` is what every tier and every wrapper passes.
 """
@@ -70,6 +71,19 @@ class Tier(Protocol):
         """Whether one part can be read without the rest of its block."""
         ...
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a read of many slots that are no neighbours has all of them under way at once."""
+        ...
+
+    @property
+    def checks(self) -> bool:
+        """Whether `read` compares payloads with their checksums, so that nobody has to do it again.
+
+        Such a tier gives a CorruptBlockError for a payload, or a part, that is not what was stored.
+        """
+        ...
+
     def write(
         self, slots: Sequence[int], stamps: Sequence[Stamp], payloads: Sequence[Bytes]
     ) -> list[Exception | None]:
@@ -85,9 +99,9 @@ class Tier(Protocol):
     ) -> list[Stamp | Exception]:
         """Copy each slot's payload, or one part of it, into host memory; its stamp as found.
 
-        Payloads are not checked. `outs` are uint8 [block_bytes], or [part_bytes]. A slot that
-        cannot be read (OSError), whose stamp is damaged (CorruptBlockError), or that was never
-        written (CorruptBlockError), has the error in its place; its `out` is then undefined.
+        Payloads are checked if the tier `checks`, and else not. `outs` are uint8 [block_bytes], or
+        [part_bytes]. A slot that cannot be read (OSError), whose stamp is damaged, or that was
+        never written (CorruptBlockError), has the error in its place; its `out` is then undefined.
         """
         ...
 

@@ -54,6 +54,16 @@ class Wrapper:
         """As the inner tier's."""
         return self.inner.parts_alone
 
+    @property
+    def at_once(self) -> bool:
+        """As the inner tier's."""
+        return self.inner.at_once
+
+    @property
+    def checks(self) -> bool:
+        """As the inner tier's."""
+        return self.inner.checks
+
     def write(
         self, slots: Sequence[int], stamps: Sequence[Stamp], payloads: Sequence[Bytes]
     ) -> list[Exception | None]:

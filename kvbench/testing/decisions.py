@@ -78,6 +78,17 @@ class Remove(Generic[Key]):
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveMany(Generic[Key]):
+    """A call of `remove_many`."""
+
+    keys: tuple[Key, ...]
+
+    def ask(self, policy: AnyPolicy[Key]) -> None:
+        """Make this call."""
+        cast("TreePolicy[Key] | TenantPolicy[Key]", policy).remove_many(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
 class Victims(Generic[Key]):
     """A call of `victims`: which of the blocks that it asked about were spared, and its answer."""
 
@@ -93,7 +104,8 @@ class Victims(Generic[Key]):
         return tuple(_victims(policy, self.count, spared, self.tenant, self.gone))
 
 
-Call: TypeAlias = Insert[Key] | InsertMany[Key] | Touch[Key] | Remove[Key] | Victims[Key]
+Change: TypeAlias = Insert[Key] | InsertMany[Key] | Touch[Key] | Remove[Key] | RemoveMany[Key]
+Call: TypeAlias = Change[Key] | Victims[Key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,10 @@ class RecordingPolicy(Generic[Key]):
         """As the policy's own."""
         self._do(Remove(key))
 
+    def remove_many(self, keys: Iterable[Key]) -> None:
+        """As the policy's own."""
+        self._do(RemoveMany(tuple(keys)))
+
     def victims(
         self,
         count: int,
@@ -188,7 +204,7 @@ class RecordingPolicy(Generic[Key]):
     def __len__(self) -> int:
         return len(self._inner)
 
-    def _do(self, call: Insert[Key] | InsertMany[Key] | Touch[Key] | Remove[Key]) -> None:
+    def _do(self, call: Change[Key]) -> None:
         call.ask(self._inner)
         self.record.append(call)
 

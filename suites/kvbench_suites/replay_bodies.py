@@ -222,6 +222,7 @@ class Replay:
         self._folder = context.scratch / f"replay-{context.process}-{context.half}"
         self._folder.mkdir()
         return StoreConfig(
+            require_drives=True,
             layout=layout,
             dram_bytes=dram_bytes,
             directories=[self._folder],

@@ -132,6 +132,7 @@ class _OnStore:
         self._folder = context.scratch / f"store-{context.process}-{context.half}"
         self._folder.mkdir()
         return StoreConfig(
+            require_drives=True,
             layout=layout,
             dram_bytes=max(FILL_BYTES, 4 * layout.block_bytes),
             directories=[self._folder],

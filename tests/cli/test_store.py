@@ -63,7 +63,7 @@ def test_inspect_shows_what_is_there(folder: Path) -> None:
     assert lines["written"] == "120 KiB"
     assert lines["closed cleanly"] == "yes"
     assert "'t0': 2" in said.stdout
-    assert "note" not in lines
+    assert "in use" not in lines
 
 
 def test_inspect_as_json_can_be_read_by_a_program(folder: Path) -> None:
@@ -79,7 +79,13 @@ def test_a_store_in_use_can_be_inspected_and_nothing_else(folder: Path) -> None:
     made = opened(folder, slots=None)
     said = run("inspect", folder)
     assert said.exit_code == 0
-    assert f"is in use by process {os.getpid()}" in said.stdout
+    first = said.stdout.splitlines()[0]
+    assert first.startswith(f"in use            {folder} is in use by process {os.getpid()} on ")
+    assert first.endswith(": a moment's view, as of its last commit")
+    assert "closed cleanly    it is open\n" in said.stdout
+    assert (
+        "is in use by" in json.loads(run("inspect", folder, "--format", "json").stdout)["in_use_by"]
+    )
     for command in ("verify", "compact"):
         refused = whole(command, folder)
         assert refused.returncode == 2

@@ -63,6 +63,18 @@ def test_lru_keeps_a_shared_prefix_until_the_last_that_shares_it_has_gone() -> N
     assert policy.victims(9, nobody) == ["right", "left", "root", "other"]
 
 
+def test_lru_keeps_the_place_of_a_block_in_use_before_those_that_waited() -> None:
+    policy = LRU[str]()
+    for key, parent in (("in use", None), ("a", None), ("b", "a"), ("c", "b"), ("last", None)):
+        policy.insert(key, parent, 0)
+    assert policy.victims(1, "in use".__eq__) == ["c"]  # a and b were passed, and wait
+    assert policy.victims(9, nobody) == ["in use", "c", "b", "a", "last"]
+    policy.remove_many(["c"])
+    assert policy.victims(9, nobody) == ["in use", "b", "a", "last"]
+    policy.touch(["a"])
+    assert policy.victims(9, nobody) == ["in use", "b", "last", "a"]
+
+
 @UNHURRIED
 @given(forest=forests, made=calls)
 def test_leaf_first_without_a_weight_decides_as_lru(forest: Forest, made: list[Call]) -> None:

@@ -8,7 +8,7 @@ from kvbench.policy.s3fifo import S3FIFO
 from kvbench.policy.tenants import TenantPolicy, Tenants
 from kvbench.policy.tree import TreePolicy
 from kvbench.testing.decisions import Insert as Inserted
-from kvbench.testing.decisions import RecordingPolicy, Victims, replay
+from kvbench.testing.decisions import RecordingPolicy, RemoveMany, Victims, replay
 from tests.policy.models import UNHURRIED, Ask, Call, Forest, Insert, Remove, Touch, calls, forests
 
 
@@ -41,8 +41,7 @@ def use(tenants: TenantPolicy[int], forest: Forest, made: list[Call]) -> None:
                 tenants.remove(key)
             case Ask(count, spared, taken, of_one):
                 victims = tenants.victims(count, spared.__contains__, "a" if of_one else None)
-                for key in victims[:taken]:
-                    tenants.remove(key)
+                tenants.remove_many(victims[:taken])
 
 
 def test_a_record_of_a_policy_replays_to_the_same_decisions() -> None:
@@ -95,6 +94,16 @@ def test_a_call_that_was_lost_shows_as_a_difference() -> None:
     found = [replay(record[:at] + record[at + 1 :], LRU[int]()) for at in range(len(record) - 1)]
     touched_or_decided = [difference is not None for difference in found]
     assert touched_or_decided == [True, True, True, False, True]  # the first question was a look
+
+
+def test_blocks_that_left_together_leave_the_replay_together() -> None:
+    policy = recorded()
+    policy.remove_many(iter([1, 2]))
+    assert policy.victims(2, nobody) == []
+    assert policy.record[-2] == RemoveMany((1, 2))
+    assert replay(policy.record, LRU[int]()) is None
+    del policy.record[-2]
+    assert replay(policy.record, LRU[int]()) is not None
 
 
 def test_who_was_spared_then_is_spared_in_the_replay() -> None:

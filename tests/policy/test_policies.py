@@ -58,7 +58,7 @@ def do(policy: Policy[int] | Slow | SlowS3FIFO, forest: Forest, call: Call, here
 
 
 def drive(
-    fast: Policy[int],
+    fast: TreePolicy[int],
     slow: Slow | SlowS3FIFO,
     forest: Forest,
     made: Iterable[Call],
@@ -69,8 +69,8 @@ def drive(
         if isinstance(call, Ask):
             victims = fast.victims(call.count, call.spared.__contains__)
             assert victims == slow.victims(call.count, call.spared)
+            fast.remove_many(victims[: call.taken])
             for key in victims[: call.taken]:
-                do(fast, forest, Remove(key), {*here})
                 do(slow, forest, Remove(key), here)
         else:
             do(fast, forest, call, {*here})
@@ -238,6 +238,21 @@ def test_absent_blocks_are_ignored(make: Make) -> None:
     assert policy.victims(9, nobody) == [1]
     assert policy.victims(0, nobody) == []
     assert 2 not in policy
+
+
+@each_fast
+def test_many_blocks_leave_as_one_by_one_the_absent_and_those_named_twice_ignored(
+    make: Make,
+) -> None:
+    policy = make()
+    for key in range(6):
+        policy.insert(key, key - 1 if key else None, key)
+    assert policy.victims(2, nobody) == [5, 4]
+    policy.remove_many([5, 99, 4, 5])
+    policy.remove_many([])
+    assert policy.victims(9, nobody) == [3, 2, 1, 0]
+    policy.remove_many([3, 2, 1, 0])
+    assert (len(policy), policy.victims(9, nobody), policy.family.children) == (0, [], {})
 
 
 # ---------------------------------------------------------------- costs

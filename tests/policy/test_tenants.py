@@ -104,8 +104,10 @@ def do(tenants: Tenants[int], slow: SlowTenants, forest: Forest, call: Call) -> 
             only = "a" if of_one else None
             victims = tenants.victims(count, spared.__contains__, only)
             assert victims == slow.victims(count, spared, only)
+            tenants.remove_many(victims[:taken])
             for key in victims[:taken]:
-                do(tenants, slow, forest, Remove(key))
+                slow.blocks.remove(key)
+                del slow.tenant[key]
 
 
 # ---------------------------------------------------------------- equal to the slow one

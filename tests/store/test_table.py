@@ -1,5 +1,6 @@
 """The table of slots: what may follow what, and who holds a slot."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +17,7 @@ def stamp(number: int, sums: bytes = b"") -> Stamp:
 def ready(table: SlotTable, number: int) -> int:
     slot = table.reserve(stamp(number))
     assert slot is not None
-    table.stored(slot, stamp(number, b"sums"))
+    table.stored([slot], [stamp(number, b"sums")])
     return slot
 
 
@@ -34,7 +35,7 @@ def in_state(state: State) -> tuple[SlotTable, int]:
         if state is State.QUARANTINED:
             table.condemn(slot)
         return table, slot
-    table.stored(slot, stamp(1, b"sums"))
+    table.stored([slot], [stamp(1, b"sums")])
     if state in {State.LEASED, State.DOOMED}:
         table.lease([slot])
     if state is State.DOOMED:
@@ -44,9 +45,9 @@ def in_state(state: State) -> tuple[SlotTable, int]:
 
 # Leases are not among them: who asks for one has just found the slot in the index.
 CALLS: dict[Step, Callable[[SlotTable, int], object]] = {
-    Step.STORED: lambda table, slot: table.stored(slot, stamp(1, b"sums")),
+    Step.STORED: lambda table, slot: table.stored([slot], [stamp(1, b"sums")]),
     Step.FAILED: lambda table, slot: table.failed(slot),
-    Step.EVICT: lambda table, slot: table.evict(slot),
+    Step.EVICT: lambda table, slot: table.evict([slot]),
     Step.DOOM: lambda table, slot: table.doom(slot),
     Step.EMPTIED: lambda table, slot: table.emptied([slot]),
     Step.CONDEMN: lambda table, slot: table.condemn(slot),
@@ -84,16 +85,83 @@ def test_a_step_that_is_not_listed_is_refused_and_changes_nothing(state: State, 
         assert everything(table) == before
 
 
+def reserve_two(table: SlotTable) -> None:
+    assert table.reserve_many([stamp(8), stamp(9)]) == [1, 2]
+
+
+# What a batch must not do: each with slot 0 READY, and slots 1 and 2 of a table of three FREE.
+BATCHES: dict[str, Callable[[SlotTable], object]] = {
+    "stored of slot 0, which is READY": lambda table: table.stored([1, 0], [stamp(8), stamp(1)]),
+    "stored of slots [1, 1]: one is named twice": lambda table: table.stored(
+        [1, 1], [stamp(8), stamp(8)]
+    ),
+    "evict of slot 2, which is WRITING": lambda table: table.evict([0, 2]),
+    "evict of slots [0, 0]: one is named twice": lambda table: table.evict([0, 0]),
+    "emptied of slot 0, which is READY": lambda table: table.emptied([0]),
+}
+
+
+@pytest.mark.parametrize("refusal", BATCHES)
+def test_a_batch_with_one_step_that_is_not_listed_changes_nothing_at_all(refusal: str) -> None:
+    table = SlotTable(3)
+    ready(table, 1)
+    reserve_two(table)
+    before = everything(table)
+    with pytest.raises(AssertionError, match=re.escape(refusal)):
+        BATCHES[refusal](table)
+    assert everything(table) == before
+
+
+def test_a_free_slot_whose_state_is_not_free_is_not_given() -> None:
+    table = SlotTable(2)
+    ready(table, 1)
+    table._free.append(0)  # a bug
+    before = everything(table)
+    with pytest.raises(AssertionError, match="reserve of slot 0, which is READY"):
+        table.reserve_many([stamp(2), stamp(3)])
+    assert everything(table) == before
+
+
+def test_many_blocks_get_the_slots_that_one_after_the_other_would() -> None:
+    one, many = SlotTable(5), SlotTable(5)
+    for table in (one, many):
+        ready(table, 9)
+    wanted = [stamp(number) for number in range(6)]
+    slots = many.reserve_many(wanted)
+    assert slots == [slot for each in wanted if (slot := one.reserve(each)) is not None]
+    assert len(slots) == 4, "as many as there are, to the first"
+    assert everything(one) == everything(many)
+    assert many.reserve_many(wanted) == many.reserve_many([]) == []
+
+
+def test_a_batch_is_evicted_as_a_whole() -> None:
+    table = SlotTable(3)
+    slots = table.reserve_many([stamp(1), stamp(2), stamp(3)])
+    table.stored(slots, [stamp(number, b"sums") for number in (1, 2, 3)])
+    assert table.evict([2, 0]) == [stamp(3, b"sums"), stamp(1, b"sums")]
+    assert table.index == {stamp(2).key: 1}
+    table.emptied([2, 0])
+    assert table.reserve_many([stamp(4), stamp(5)]) == [0, 2]
+
+
+def test_a_block_that_is_leased_is_busy() -> None:
+    table = SlotTable(1)
+    slot = ready(table, 1)
+    assert not table.busy(stamp(1).key)
+    table.lease([slot])
+    assert table.busy(stamp(1).key)
+
+
 def test_a_slot_is_found_from_stored_to_evicted_and_only_then() -> None:
     table = SlotTable(2)
     key = stamp(1).key
     slot = table.reserve(stamp(1))
     assert slot == 0
     assert (table.index, table.writing) == ({}, {key: 0})
-    table.stored(slot, stamp(1, b"sums"))
+    table.stored([slot], [stamp(1, b"sums")])
     assert (table.index, table.writing) == ({key: 0}, {})
     assert table.stamp(slot).sums == b"sums"
-    assert table.evict(slot) == stamp(1, b"sums")
+    assert table.evict([slot]) == [stamp(1, b"sums")]
     assert (table.index, table.free) == ({}, 1)  # it is not free before its tier has forgotten it
     table.emptied([slot])
     assert table.free == 2
@@ -127,10 +195,10 @@ def test_a_slot_is_held_until_its_last_lease_ends() -> None:
     assert table.release([slot]) == []
     assert (table.state(slot), table.leases(slot)) == (State.LEASED, 1)
     with pytest.raises(AssertionError, match="evict of slot 0, which is LEASED"):
-        table.evict(slot)
+        table.evict([slot])
     assert table.release([slot]) == []
     assert (table.state(slot), table.leases(slot)) == (State.READY, 0)
-    table.evict(slot)
+    table.evict([slot])
 
 
 def test_one_lease_may_hold_a_slot_twice() -> None:
@@ -180,7 +248,7 @@ def test_the_counts_are_of_all_slots() -> None:
     table.lease([ready(table, 1)])
     ready(table, 2)
     table.reserve(stamp(3))
-    table.evict(ready(table, 4))
+    table.evict([ready(table, 4)])
     assert table.counts() == {
         "FREE": 1,
         "WRITING": 1,
@@ -209,5 +277,5 @@ def test_what_was_recovered_is_found_and_the_rest_is_free() -> None:
     assert table.stamp(1) == Stamp(keys[1], keys[0], 1, "b", b"")
     assert table.counts()["QUARANTINED"] == 1
     assert [table.reserve(stamp(number)) for number in range(3)] == [2, 4, None]
-    table.evict(3)
+    table.evict([3])
     assert table.index == {keys[1]: 1}

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from kvbench.errors import UsageError
-from kvbench.store.block import Bytes
+from kvbench.store.block import Bytes, Status
 from kvbench.store.device import PagedCache, PagedRows
+from kvbench.store.dram import DramTier
+from kvbench.store.options import Options
 from kvbench.store.rows import Rows
+from kvbench.store.store import TieredStore
 from kvbench_kernels import pointers
 
 LAYERS, PAGES, PAGE_BYTES = 3, 12, 48
@@ -122,6 +125,39 @@ def test_more_blocks_than_the_staging_holds_are_moved_in_turns(
     for page, new in zip(pages, data, strict=True):
         block = block_of(layers, page)
         assert np.array_equal(block if part is None else cache.layout.part(block, part), new)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_store_moves_the_blocks_of_a_cache_with_one_launch_a_transfer(
+    by_layer: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, layers = made("K then V", device)
+    cache = PagedCache(layers)
+    launched: list[str] = []
+
+    def counted(name: str) -> Callable[..., None]:
+        real: Callable[..., None] = getattr(pointers, name)
+
+        def launch(*arguments: Any) -> None:
+            launched.append(name)
+            real(*arguments)
+
+        return launch
+
+    for name in ("gather_layers", "scatter_layers"):
+        monkeypatch.setattr(pointers, name, counted(name))
+    keys = [bytes([at]) * 32 for at in range(6)]
+    wanted = [block_of(layers, page) for page in range(6)]
+    options = Options(memory_threads=1, transfer_bytes=3 * cache.layout.block_bytes)
+    with TieredStore([DramTier(cache.layout, 8)], options) as store:
+        assert store.put(keys, cache.rows(range(6))).result(WAIT_S) == [Status.OK] * 6
+        assert launched == ["gather_layers"] * 2
+        target = cache.rows(range(6, 12))
+        request = store.get_into(keys, target, by_layer=by_layer)
+        assert request.result(WAIT_S) == [Status.OK] * 6
+    assert launched[2:] == ["scatter_layers"] * (LAYERS if by_layer else 2)
+    for page, block in enumerate(wanted):
+        assert np.array_equal(block_of(layers, 6 + page), block)
 
 
 @pytest.fixture
