@@ -17,8 +17,8 @@ import os
 import statistics
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,11 +28,9 @@ from kvbench.store.config import StoreConfig, open_store
 from kvbench.store.drives import capacity_for
 from kvbench.store.options import Options
 from kvbench.store.posix import mapped_buffer
+from kvbench.store.request import Request
 from kvbench.store.store import TieredStore
 from kvbench.units import KIB, MIB, exact_bytes
-
-if TYPE_CHECKING:
-    from kvbench.store.request import Request
 
 DEPTH = 16
 IN_FLIGHT = 2  # requests: the next one waits at the drive when the last blocks of one arrive
@@ -58,6 +56,12 @@ def fio_s(path: Path, block_bytes: int, blocks: int, verb: str) -> float:
     return float(milliseconds / 1e3)
 
 
+def done(request: Request) -> None:
+    """Wait for it; every block has to be well."""
+    statuses = Counter(request.result())
+    assert set(statuses) == {Status.OK}, f"{statuses} {set(request.reasons.values())}"
+
+
 def put_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
     """Seconds to put and flush every block.
 
@@ -73,14 +77,14 @@ def put_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
             store.put(some, [source[n % len(source)] for n in range(at, at + len(some))])
         )
         if in_memory:
-            assert set(waiting.pop().result()) == {Status.OK}
+            done(waiting.pop())
             waiting.append(store.flush(some))
         if len(waiting) > IN_FLIGHT:
-            assert set(waiting.pop(0).result()) == {Status.OK}
+            done(waiting.pop(0))
     for request in waiting:
-        assert set(request.result()) == {Status.OK}
+        done(request)
     if not in_memory:
-        assert set(store.flush(keys).result()) == {Status.OK}
+        done(store.flush(keys))
     return time.perf_counter() - start_s
 
 
@@ -103,7 +107,7 @@ def get_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
             if batch
         ]
         for request in requests:
-            assert set(request.result()) == {Status.OK}, request.reasons
+            done(request)
         spent_s += time.perf_counter() - start_s
         for batch, target in zip(batches, targets, strict=True):
             for n, row in zip(batch, target, strict=False):
@@ -114,7 +118,7 @@ def get_s(store: TieredStore, keys: list[bytes], source: Bytes) -> float:
 def compare(folder: Path, block_bytes: int, blocks: int, rounds: int, in_memory: bool) -> None:
     """One block size; `in_memory`: with a tier of memory above the drive."""
     layout = Layout(block_bytes)
-    source = mapped_buffer(CONTENTS * block_bytes).reshape(CONTENTS, block_bytes)
+    source = mapped_buffer(CONTENTS * block_bytes, huge_pages=True).reshape(CONTENTS, block_bytes)
     source[:] = np.random.default_rng(2).integers(0, 256, source.shape, dtype=np.uint8)
     file = folder / "fio.dat"
     fio_s(file, block_bytes, blocks, "write")  # lays it out

@@ -370,8 +370,8 @@ class Core:
                 if missing <= 0:
                     return
                 gone = self.evict(level, max(missing, self._batch(level)))
-                self._empty(level, gone)
-            self.tidy(level)
+            # Not left to `tidy`: another worker would take them along, and be at it for a while.
+            self._tell(level, gone, [])
 
     def _batch(self, level: Level) -> int:
         """How many blocks leave a tier at once; its index takes as long for one as for many."""
@@ -406,7 +406,10 @@ class Core:
                 level.table.condemn(slot)
             untold, level.untold = level.untold + bad, []  # of which the tier does not know yet
         known = {slot for slot, _ in bad} | {slot for slot, _ in level.condemned}
-        slots = [slot for slot in slots if slot not in known]
+        self._tell(level, [slot for slot in slots if slot not in known], untold)
+
+    def _tell(self, level: Level, slots: list[int], untold: list[tuple[int, str]]) -> None:
+        """Have a tier forget slots and quarantine others; raises nothing; WITHOUT the lock."""
         try:
             if slots:
                 level.tier.forget(slots)

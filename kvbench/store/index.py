@@ -22,7 +22,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
@@ -291,30 +291,41 @@ class Index:
         with self._base_lock, self._transaction():
             self.base.executemany("DELETE FROM quarantine WHERE slot = ?", zip(slots))
 
-    def replace(self, found: Columns) -> None:
-        """The blocks are these, as the records say. Raises OSError."""
-        with self._base_lock:
-            newest = max(found.sequences, default=0) >> EPOCH_BITS
-            self._epoch = max(self._epoch, newest)  # also if the rest fails
-            with self._transaction():
+    @contextlib.contextmanager
+    def refill(self) -> Generator[Callable[[Columns], None]]:
+        """The blocks are those that the body hands to what it is given, and `strike`s again.
+
+        All of them or, if the body or the drive fails, those that were there before.
+
+        Raises:
+            OSError: it cannot be recorded; also from within the body.
+        """
+        newest = self._epoch
+
+        def fill(found: Columns) -> None:
+            nonlocal newest
+            newest = max(newest, max(found.sequences, default=0) >> EPOCH_BITS)
+            numbers = self._numbers(found.tenants)
+            columns = found.slots, found.keys, found.parents, numbers, found.positions
+            with self._as_system_error():
+                self._insert(zip(*columns, found.sequences, strict=True))
+
+        try:
+            with self._base_lock, self._transaction():
                 self.base.execute("DELETE FROM blocks")
-                by_slot = found.take(np.argsort(found.slots).tolist())  # each page is filled once
-                self._insert(
-                    zip(
-                        by_slot.slots,
-                        by_slot.keys,
-                        by_slot.parents,
-                        self._numbers(by_slot.tenants),
-                        by_slot.positions,
-                        by_slot.sequences,
-                        strict=True,
-                    )
-                )
+                yield fill
                 self.base.executemany(
                     "UPDATE meta SET value = ? WHERE name = ?",
-                    [(0, "clean"), (1, "complete"), (self._epoch, "epoch")],
+                    [(0, "clean"), (1, "complete"), (newest, "epoch")],
                 )
             self.clean, self.complete = False, True
+        finally:
+            self._epoch = newest  # also if the rest fails: numbers must not be used again
+
+    def strike(self, slots: Sequence[int]) -> None:
+        """Within `refill`: these were not the newest records of their blocks."""
+        with self._as_system_error():
+            self._strike(slots)
 
     def close(self, *, slots: int, clean: bool) -> None:
         """Close it. `clean`: all that waited is committed, so a snapshot is written with it.

@@ -374,11 +374,12 @@ class NvmeTier:
         return columns, bad
 
     def _from_records(self) -> Columns:
-        columns = scan(self.drives)
         try:
-            self.index.replace(columns)
+            with self.index.refill() as fill:  # while the drives are being read
+                columns = scan(self.drives, fill, self.index.strike)
         except OSError as error:
             log.warning("the index cannot be rebuilt now (%s); the next opening tries again", error)
+            columns = scan(self.drives)
         self._found_by = "records" if any(self.drives.found_bytes) else "nothing"
         return columns
 

@@ -251,6 +251,10 @@ class TieredStore:
         with self._core.lock:
             self._core.touch(keys)
 
+    def wait_for_event(self, number: int, timeout_s: float) -> bool:
+        """Return as soon as event `number` has happened; False: not in time, or it never will."""
+        return self._core.events.wait(number, timeout_s)
+
     def held(self, keys: Sequence[bytes], *, tenants: Collection[str] | None = None) -> list[bool]:
         """Of each key, whether its block can be found now; with `tenants`, one of theirs."""
         core = self._core

@@ -14,7 +14,7 @@ import pytest
 from kvbench.store import index as index_module
 from kvbench.store.block import Layout
 from kvbench.store.identity import Identity, new_identity
-from kvbench.store.index import Index, Row, open_index
+from kvbench.store.index import EPOCH_BITS, Index, Row, open_index
 from kvbench.store.index_file import DAMAGED, INDEX, peek
 from kvbench.store.records import Columns
 from kvbench.store.snapshot import SNAPSHOT_ROWS, IndexDamagedError, pack, unpack
@@ -48,6 +48,13 @@ def columns_of(rows: list[Row]) -> Columns:
     return Columns(slots, keys, parents, positions, tenants, sequences)
 
 
+def refilled(index: Index, *found: Columns) -> None:
+    """The blocks are these, as the records say."""
+    with index.refill() as fill:
+        for some in found:
+            fill(some)
+
+
 def crash(index: Index) -> None:
     """What a kill leaves: whatever was committed. Once more is no error."""
     index.close(slots=SLOTS, clean=False)
@@ -56,7 +63,7 @@ def crash(index: Index) -> None:
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
     opened = open_index(tmp_path, IDENTITY)
-    opened.replace(Columns())
+    refilled(opened, Columns())
     yield opened
     crash(opened)
 
@@ -202,10 +209,34 @@ def test_sequence_numbers_after_a_rebuild_are_above_those_of_the_records(
     (tmp_path / INDEX).unlink()
     lost = open_index(tmp_path, IDENTITY)
     complete = [lost.complete]
-    lost.replace(columns_of([row(1, newest)]))
+    refilled(lost, columns_of([row(1, newest)]))
     assert [*complete, lost.complete] == [False, True]
     assert lost.sequences(1) > newest
     crash(lost)
+
+
+def test_what_was_found_to_be_older_while_the_drives_were_read_is_struck(index: Index) -> None:
+    with index.refill() as fill:
+        fill(columns_of([row(1, 5), row(2, 6)]))
+        fill(columns_of([row(3, 7)]))
+        index.strike([2])
+    assert index.load(SLOTS).slots == [1, 3]
+
+
+def test_a_rebuild_that_fails_half_way_leaves_the_rows_as_they_were(index: Index) -> None:
+    refilled(index, columns_of([row(1, 5)]))
+    newest = 5 << EPOCH_BITS
+
+    def fails() -> None:
+        with index.refill() as fill:
+            fill(columns_of([row(2, newest)]))
+            raise OSError(errno.EIO, "the drive has gone")
+
+    with pytest.raises(OSError, match="the drive has gone"):
+        fails()
+    assert index.load(SLOTS).slots == [1]
+    assert index.sequences(1) > newest  # of a record that is there, listed or not
+    crash(index)
 
 
 # ---------------------------------------------------------------- the snapshot

@@ -197,7 +197,7 @@ def test_neighbours_travel_in_one_transfer_and_others_in_their_own(
 def test_a_transfer_has_an_end_however_many_neighbours_there_are(
     tier: NvmeTier, engine: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_io, "MOST_RUN_BYTES", 4 * RECORD)
+    monkeypatch.setattr(record_io, "MOST_RUN_BYTES", 4 * tier.drives.format.payload_bytes)
     tier._io = record_io.RecordIO(tier.drives)
     slots = list(range(10))
     assert write(tier, slots, slots) == [None] * 10

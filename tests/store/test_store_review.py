@@ -12,7 +12,7 @@ import pytest
 from kvbench.errors import UsageError
 from kvbench.store.block import Status
 from kvbench.store.dram import DramTier
-from kvbench.store.faults import Fail, Fault, FaultyTier, Stuck
+from kvbench.store.faults import Delay, Fail, Fault, FaultyTier, Stuck
 from kvbench.store.options import Options
 from kvbench.store.store import TieredStore
 from kvbench.store.workers import LEAST_HEAP, Alarm
@@ -157,3 +157,13 @@ def test_workers_that_make_room_at_once_do_not_empty_the_drive(tmp_path: Path) -
         rows = np.empty((32, LAYOUT.block_bytes), np.uint8)
         assert store.get_into(keys, rows).result(WAIT_S) == [OK] * 32
         assert (rows == payloads_of(keys)).all()
+
+
+def test_a_slow_index_is_no_reason_to_refuse_a_block(tmp_path: Path) -> None:
+    tier = FaultyTier(drive(tmp_path / "drive", 64), stalls=True)
+    tier.add(Fault(operation="forget", kind=Delay(0.02), times=None))
+    options = Options(write_threads=8, transfer_bytes=LAYOUT.block_bytes)
+    with TieredStore([tier], options) as store:
+        for prefix in range(6):
+            requests = [store.put([key], payloads_of([key])) for key in keys_of(32, prefix)]
+            assert [request.result(WAIT_S) for request in requests] == [[OK]] * 32
