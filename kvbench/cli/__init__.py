@@ -25,6 +25,7 @@ from kvbench.cli import (
     history,
     lint,
     listing,
+    peer,
     plan,
     profile,
     report,
@@ -57,6 +58,7 @@ for _name, _command in COMMANDS:
     app.command(_name)(_command)
 app.add_typer(history.history, name="history")
 app.add_typer(store.store, name="store")
+app.add_typer(peer.peer, name="peer")
 
 
 def _show_version(wanted: bool) -> None:

@@ -111,8 +111,8 @@ class Answer(Message, tag=6, frozen=True):
         Meta(max_length=MOST_KEYS),
     ]
     places: Annotated[list[Place], Meta(max_length=MOST_KEYS)]
-    loan: Number = 0  # to be released, if places were asked for
-    expires_ms: Millis = 0  # from now: later the places may hold other blocks
+    loan: Number = 0  # to be released once the blocks have been read, or their payload has come
+    expires_ms: Millis = 0  # from now: later their memory may hold other blocks
 
 
 class Release(Message, tag=7, frozen=True):
@@ -158,7 +158,7 @@ def decode(body: bytes | bytearray | memoryview) -> AnyMessage:
         raise PeerError(f"a message of {len(body)} bytes", Reason.REFUSED)
     try:
         message = _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(f"no message: {str(error)[:MOST_TEXT]}", Reason.REFUSED) from None
     if isinstance(message, Answer):
         _check_answer(message)

@@ -1,4 +1,4 @@
-"""Blocks lent to somebody who reads them where they lie: a peer, a process on the same machine.
+"""What others are told of a store, and blocks that are lent to them where they lie.
 
 A loan holds its blocks as a lease does, and ends as one: when it is released or its time is up. Who
 reads late reads memory that may hold another block by then, and finds out by the checksums.
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from kvbench.store.block import Bytes, Stamp
 from kvbench.store.core import Core
 from kvbench.store.lease import Holds, Lease
+
+LISTED_AT_ONCE = 4096  # keys that the lock is held for: a few milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,31 @@ def lend(
     if found:
         core.leases.add(lease)
     return Loan(blocks, lease)
+
+
+def held(core: Core, keys: Sequence[bytes], tenants: Collection[str] | None) -> list[bool]:
+    """Of each key, whether its block can be found now, and is one of these tenants."""
+    with core.lock:
+        places = [core.find(key) for key in keys]
+        return [
+            place is not None
+            and (tenants is None or core.levels[place[0]].table.stamp(place[1]).tenant in tenants)
+            for place in places
+        ]
+
+
+def listing(core: Core, tenants: Collection[str] | None) -> list[bytes]:
+    """The keys of all blocks of these tenants that can be found, each once, in no order."""
+    found: dict[bytes, None] = {}
+    for level in core.levels:
+        with core.lock:
+            keys = list(level.table.index) if level.readable else []
+        found.update(dict.fromkeys(keys))
+    everything = list(found)
+    if tenants is None:
+        return everything
+    mine: list[bytes] = []
+    for at in range(0, len(everything), LISTED_AT_ONCE):
+        some = everything[at : at + LISTED_AT_ONCE]
+        mine += [key for key, here in zip(some, held(core, some, tenants), strict=True) if here]
+    return mine

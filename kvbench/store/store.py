@@ -31,7 +31,7 @@ from kvbench.store.events import Events, Kind
 from kvbench.store.flushes import Flushes
 from kvbench.store.gets import Gets
 from kvbench.store.lease import Holds, Lease
-from kvbench.store.loans import Loan, lend
+from kvbench.store.loans import Loan, held, lend, listing
 from kvbench.store.metrics import WHOLE, Counted, StoreStats
 from kvbench.store.moves import Moves
 from kvbench.store.occupancy import occupancy
@@ -46,7 +46,6 @@ from kvbench.store.workers import Alarm
 _log = logging.getLogger("kvbench.store")
 TICK_S = 0.05  # how often leases and stuck operations are looked at
 MOST_POSITION = 2**62
-LISTED_AT_ONCE = 4096  # keys that the lock is held for: a few milliseconds
 CLOSE_S = 600.0  # the longest that closing waits for blocks to be written
 
 
@@ -257,33 +256,11 @@ class TieredStore:
 
     def held(self, keys: Sequence[bytes], *, tenants: Collection[str] | None = None) -> list[bool]:
         """Of each key, whether its block can be found now; with `tenants`, one of theirs."""
-        core = self._core
-        with core.lock:
-            places = [core.find(key) for key in keys]
-            return [
-                place is not None
-                and (
-                    tenants is None or core.levels[place[0]].table.stamp(place[1]).tenant in tenants
-                )
-                for place in places
-            ]
+        return held(self._core, keys, tenants)
 
     def listing(self, *, tenants: Collection[str] | None = None) -> list[bytes]:
         """The keys of all blocks that can be found, each once, in no order."""
-        found: dict[bytes, None] = {}
-        for level in self._core.levels:
-            with self._core.lock:
-                keys = list(level.table.index) if level.readable else []
-            found.update(dict.fromkeys(keys))
-        everything = list(found)
-        if tenants is None:
-            return everything
-        mine: list[bytes] = []
-        for at in range(0, len(everything), LISTED_AT_ONCE):
-            some = everything[at : at + LISTED_AT_ONCE]
-            pairs = zip(some, self.held(some, tenants=tenants), strict=True)
-            mine += [key for key, held in pairs if held]
-        return mine
+        return listing(self._core, tenants)
 
     def tier(self, name: str) -> Tier | None:
         """The tier of that name: for those who share its memory with others. Not to be written."""

@@ -15,6 +15,8 @@ from kvbench_suites import (
     kernel_suite,
     kernels,
     nvme,
+    peer,
+    peer_faults,
     replay,
     store,
 )
@@ -30,6 +32,8 @@ SUITES: tuple[Suite, ...] = (
     nvme.SUITE,
     store.SUITE,
     replay.SUITE,
+    peer.SUITE,
+    peer_faults.SUITE,
     interference.SUITE,
 )
 OPERATIONS: tuple[Operation, ...] = (
@@ -39,6 +43,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *nvme.OPERATIONS,
     *store.OPERATIONS,
     *replay.OPERATIONS,
+    *peer.OPERATIONS,
+    *peer_faults.OPERATIONS,
 )
 
 

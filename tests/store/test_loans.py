@@ -90,3 +90,23 @@ def test_a_closed_store_lends_nothing() -> None:
     store.close()
     with pytest.raises(Exception, match="closed"):
         store.lend(EIGHT[:1])
+
+
+def test_a_store_lists_what_can_be_found_once_and_by_tenant(tmp_path: Path) -> None:
+    with TieredStore([DramTier(LAYOUT, 8), drive(tmp_path / "drive", 8)]) as store:
+        rows = payloads_of(EIGHT)
+        store.put(EIGHT[:3], rows[:3], tenant="a").result()
+        store.put(EIGHT[3:5], rows[3:5], tenant="b").result()
+        store.flush().result()  # now each is in both tiers
+        assert sorted(store.listing()) == sorted(EIGHT[:5])
+        assert sorted(store.listing(tenants={"b"})) == sorted(EIGHT[3:5])
+        assert store.held([EIGHT[0], EIGHT[7], EIGHT[4]]) == [True, False, True]
+        assert store.held([EIGHT[0], EIGHT[4]], tenants={"b"}) == [False, True]
+
+
+def test_who_waits_for_an_event_is_woken_by_it() -> None:
+    with TieredStore([DramTier(LAYOUT, 8)]) as store:
+        number = store.events().next_sequence
+        assert not store.wait_for_event(number, 0.0)
+        put(store, EIGHT[:1])
+        assert store.wait_for_event(number, 20.0)

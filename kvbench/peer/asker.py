@@ -1,0 +1,123 @@
+"""The asking side of a connection, for every transport: greet, prove, ask.
+
+Whose blocks arrive in a stream gets them here block by block; whose blocks are read where they lie
+gets an Answer of places. What a transport does with them is its own business.
+
+May import: kvbench.peer.{model, messages, protocol, shares, wire}, kvbench.store.block.
+"""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+from kvbench.peer.messages import (
+    BUSY,
+    GONE,
+    MOST_MS,
+    NONCE_BYTES,
+    Answer,
+    AnyMessage,
+    Ask,
+    Goodbye,
+    Hello,
+    Prove,
+    Refused,
+    Release,
+    Welcome,
+)
+from kvbench.peer.model import PROTOCOL_VERSION, Peer, PeerError, PeerId, Pull, Reason
+from kvbench.peer.protocol import Arrived, Event, State
+from kvbench.peer.shares import proof_of, tag_of
+from kvbench.peer.wire import Stream, reason_of
+from kvbench.store.block import Bytes
+
+REASONS = {GONE: Reason.GONE, BUSY: Reason.BUSY}  # of the states of an Answer
+
+
+class Asker:
+    """A connection that was welcomed. For one thread at a time; errors are PeerErrors."""
+
+    def __init__(self, stream: Stream, welcome: Welcome, nonce: bytes) -> None:
+        self.stream = stream
+        self.welcome = welcome
+        self._nonce = nonce
+        self._numbers = itertools.count(1)
+
+    def ask(
+        self, pull: Pull, part: slice, targets: Sequence[Bytes], *, place: bool = False
+    ) -> Answer:
+        """Ask for some of a pull's keys, and wait for the Answer.
+
+        The blocks of `targets`, one for each of these keys, come by `arrived`.
+        """
+        core = self.stream.core
+        tag = tag_of(pull.namespace)
+        data = b""
+        if tag not in core.proven:
+            proof = proof_of(pull.namespace, self.welcome.nonce, self._nonce)
+            data = core.send(Prove(tag, proof))
+        left_ms = math.ceil(max(0.0, pull.expires_s - time.monotonic()) * 1000)
+        keys = list(pull.keys[part])
+        ask = Ask(next(self._numbers), tag, pull.epoch, keys, place, min(left_ms, MOST_MS))
+        data += core.ask(ask, targets)
+        self.stream.send_bytes(data, pull.expires_s)
+        while True:
+            for event in self._events(pull):
+                if isinstance(event, Answer):
+                    return event
+
+    def arrived(self, pull: Pull) -> Iterator[list[int]]:
+        """Indexes, among the keys last asked for, of the blocks that came since; until all have."""
+        while self.stream.core.state is State.PAYLOAD:
+            for event in self._events(pull):
+                if isinstance(event, Arrived):
+                    yield event.indexes
+
+    def release(self, loan: int, expires_s: float) -> None:
+        """The blocks of a loan have been read."""
+        self.stream.send(Release(loan), expires_s)
+
+    def close(self) -> None:
+        """Say goodbye, if that goes without waiting, and end it; once more is no error."""
+        if self.stream.core.state is State.OPEN:
+            self.stream.tell(self.stream.core.send(Goodbye()))
+        self.stream.close()
+
+    def _events(self, pull: Pull) -> list[Event]:
+        if pull.cancelled():
+            raise PeerError("cancelled", Reason.CANCELLED)
+        events = self.stream.events(pull.expires_s)
+        for event in events:
+            if isinstance(event, Refused | Goodbye):
+                raise _ended(event)
+        return events
+
+
+def greet(stream: Stream, me: PeerId, holder: Peer, how: str, expires_s: float) -> Asker:
+    """Agree with a holder on transport `how`, by `expires_s`.
+
+    Raises:
+        PeerError: it refuses, is another process than `holder`, or does not answer. The stream is
+            to be closed then.
+    """
+    nonce = os.urandom(NONCE_BYTES)
+    layout = stream.core.layout
+    hello = Hello(PROTOCOL_VERSION, me, layout.block_bytes, layout.parts, nonce, how)
+    stream.send(hello, expires_s)
+    while True:
+        for event in stream.events(expires_s):
+            if not isinstance(event, Welcome):
+                raise _ended(event)
+            if event.version != PROTOCOL_VERSION:
+                raise PeerError(f"protocol version {event.version}", Reason.REFUSED)
+            if event.id != holder.id:
+                raise PeerError(f"{holder.name} is another process now", Reason.RESTARTED)
+            return Asker(stream, event, nonce)
+
+
+def _ended(event: AnyMessage | Arrived) -> PeerError:
+    if isinstance(event, Refused):
+        return PeerError(f"the holder refused ({event.code!r}): {event.text!r}", reason_of(event))
+    return PeerError("the holder said goodbye", Reason.UNREACHABLE)
