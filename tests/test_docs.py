@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(kvbench .*|make .*)$")
 INLINE = re.compile(r"`(kvbench [^`]+|make [a-z]+)`")
-GROUPS = ("history", "store")  # commands of commands
+GROUPS = ("history", "store", "peer", "peer certs")  # commands of commands
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -39,7 +39,8 @@ def test_a_command_in_a_document_exists_with_its_options(document: str, command:
     if len(words) == 1 or words[1].startswith("-"):
         return
     assert words[1] in {*dict(COMMANDS), *GROUPS}, f"{document}: {command}"
-    path = words[1 : 3 if words[1] in GROUPS else 2]
+    deep = next((n for n in (2, 1) if " ".join(words[1 : n + 1]) in GROUPS), 0)
+    path = words[1 : deep + 2]
     result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, f"{document}: {command}"
     help_text = result.output
