@@ -54,10 +54,6 @@ class Lends(Protocol):
         self, source: Sequence[bytes], rows: object, *, deadline_s: float | None = None
     ) -> Request: ...
 
-    def prefetch(  # noqa: D102
-        self, keys: Sequence[bytes], *, deadline_s: float | None = None
-    ) -> Request: ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HolderLimits:
@@ -235,6 +231,8 @@ class Holder:
         """Lend what is here of an Ask, whose namespace was proven (see `Grant`, which checks it).
 
         With `places`, blocks are to be read where they lie in memory that the transport shares.
+        Those that lie elsewhere are BUSY, and can be asked for without: what a peer asks for must
+        not move this peer's own blocks about.
         To `end` what is served is up to the caller.
 
         Raises:
@@ -245,8 +243,6 @@ class Holder:
         ttl_s = limits.loan_s if places else min(limits.loan_s, max(ask.within_ms / 1000, 0.001))
         expires_s = time.monotonic() + ttl_s
         try:
-            if places is not None:
-                self._bring(ask, share, places)
             loan = self._store.lend(ask.keys, owner="peer", ttl_s=ttl_s, tenants=share.tenants)
         except UsageError as error:
             raise PeerError(f"nothing is lent any more: {error}", Reason.GONE) from None
@@ -261,15 +257,6 @@ class Holder:
             raise
 
     # Behind it.
-
-    def _bring(self, ask: Ask, share: Share, places: Places) -> None:
-        """Have blocks brought to where the transport reaches, if there is room."""
-        loan = self._store.lend(ask.keys, owner="peer", ttl_s=1.0, tenants=share.tenants)
-        loan.release()
-        pairs = zip(ask.keys, loan.blocks, strict=True)
-        away = [key for key, lent in pairs if lent is not None and places(lent) is None]
-        if away:
-            self._store.prefetch(away, deadline_s=self.limits.staging_s).result()
 
     def _take(self, work: _Work, places: Places | None) -> None:
         """Those lent, within limits: HERE, in the slot's memory if that can be addressed."""

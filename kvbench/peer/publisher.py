@@ -143,6 +143,7 @@ class _Snapshot(NamedTuple):
 
     sequence: int
     hints: bytes
+    taken_s: float
 
     @property
     def pages(self) -> int:
@@ -216,8 +217,8 @@ class Publisher:
             kept, number = self._snapshot, request.number
             if request.sequence == 0 or kept is None or kept.sequence != request.sequence:
                 number = 0
-                if kept is None or kept.sequence < request.at_least:
-                    kept = _Snapshot(self._sequence, _pack_in_pieces(self._entries))
+                if kept is None or self._outdated(kept, request.at_least, now_s):
+                    kept = _Snapshot(self._sequence, _pack_in_pieces(self._entries), now_s)
             if number >= kept.pages:
                 number = 0
             self._snapshot, self._snapshot_until_s = kept, now_s + KEEP_SNAPSHOT_S
@@ -229,6 +230,15 @@ class Publisher:
             kept.pages,
             kept.hints[number * size : (number + 1) * size],
         )
+
+    def _outdated(self, kept: _Snapshot, at_least: int, now_s: float) -> bool:
+        """Whether who begins to read is to get a newer one. The lock is held.
+
+        One of several pages is kept for a while, or those who read it would never come to an end;
+        who got it late is put right by a beat, which comes within a second of a change.
+        """
+        young = kept.pages > 1 and now_s < kept.taken_s + BEAT_S
+        return kept.sequence < at_least or (kept.sequence != self._sequence and not young)
 
     # On its thread.
 

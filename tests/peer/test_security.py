@@ -248,9 +248,12 @@ def test_another_salt_finds_nothing_of_the_same_model(tmp_path: Path) -> None:
 
 def listening(pid: int) -> set[str]:
     """Addresses at which a process can be reached by the network: TCP, and UDP that waits."""
-    found = psutil.Process(pid).net_connections(kind="inet")
-    waits = [each for each in found if each.status in {psutil.CONN_LISTEN, psutil.CONN_NONE}]
-    return {each.laddr.ip for each in waits if each.laddr and not each.raddr}
+    found: set[str] = set()
+    for each in psutil.Process(pid).net_connections(kind="inet"):
+        if each.status in {psutil.CONN_LISTEN, psutil.CONN_NONE}:
+            address, _ = each.laddr
+            found.add(address)
+    return found
 
 
 def test_nothing_listens_beyond_loopback_unless_it_is_told_to(tmp_path: Path) -> None:
