@@ -129,7 +129,7 @@ def compare(folder: Path, block_bytes: int, blocks: int, rounds: int, in_memory:
         require_drives=True,
         nvme_bytes=capacity_for(blocks + blocks // 8, layout),  # evicted by the batch
         min_free_bytes=0,
-        options=Options(promotion="never", read_threads=DEPTH),
+        options=Options(promotion="never"),
     )
     (folder / "store").mkdir()
     seconds: dict[str, list[float]] = {"put": [], "fio write": [], "get": [], "fio read": []}

@@ -21,10 +21,10 @@ os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# HYPOTHESIS_PROFILE=nightly looks at ten times as many examples or more.
+# A few examples each time, others every time: a test that needs more says so. Nightly: many.
+settings.register_profile("quick", max_examples=30, print_blob=True)
 settings.register_profile("nightly", max_examples=2000, print_blob=True)
-if "HYPOTHESIS_PROFILE" in os.environ:
-    settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Long enough for every rule to act, short enough for a test suite on two cores.
 QUICK = Plan(

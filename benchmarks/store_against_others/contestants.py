@@ -33,7 +33,7 @@ def _lmcache(name: str, **options: str | int) -> Contestant:
     return Contestant(name=f"lmcache {name}", environment="lmcache", options=options, bars=bars)
 
 
-KVBENCH = Contestant(name="kvbench nvme", environment="kvbench", options={"threads": 16}, bars={})
+KVBENCH = Contestant(name="kvbench nvme", environment="kvbench", options={"threads": 8}, bars={})
 OTHERS = (
     _vllm("4+4 threads", threads=4, job_blocks=8),
     _vllm("16+16 threads", threads=16, job_blocks=8),  # its default

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from kvbench.peer.client import Got
     from kvbench.peer.cluster import MembershipConfig
     from kvbench.peer.config import PeerConfig
     from kvbench.peer.service import PeerService
@@ -91,21 +92,19 @@ def status(
 ) -> None:
     """Show who is there, what they hold, what went in and out, and whom they leave alone.
 
-    Exit status: 0 all have answered, 3 some peer has not.
+    Exit status: 0 all have answered, 3 some peer has not, be it one that only others know.
     """
     import msgspec
 
     from kvbench.errors import UsageError
     from kvbench.peer.client import Onlooker
-    from kvbench.peer.view import seen
 
     if format_ not in {"table", "json"}:
         raise UsageError(f"--format {format_!r}: expected one of table, json")
     with Onlooker(_membership(config, join, cluster, tls)) as onlooker:
-        peers = onlooker.peers(within_s)
-        if not peers:
+        found = onlooker.survey(within_s)
+        if not found:
             raise _nobody(within_s)
-        found = seen(peers, onlooker.statuses(peers))
     if format_ == "json":
         typer.echo(msgspec.json.format(msgspec.json.encode(found)))
     else:
@@ -126,7 +125,13 @@ def get(
     within_s: Within = 5.0,
     deadline_s: Annotated[
         float | None,
-        typer.Option("--deadline", min=0.001, max=LONGEST_S, help="Seconds; at most the file's."),
+        typer.Option(
+            "--deadline",
+            min=0.001,
+            max=LONGEST_S,
+            help="Seconds for 64 blocks at a time.",
+            show_default="fetch.deadline_s of the file",
+        ),
     ] = None,
 ) -> None:
     """Fetch blocks from peers, check them, and write them one after the other.
@@ -141,7 +146,7 @@ def get(
     from kvbench.store.block import Status
 
     wanted = [_key(each) for each in keys]
-    client = PeerClient(_with_joins(config, join))
+    client = PeerClient(_client_config(config, join, deadline_s))
     rows = np.empty((len(wanted), client.layout.block_bytes), np.uint8)
     try:
         client.start(within_s)
@@ -150,7 +155,7 @@ def get(
         client.close()
     for key, got in zip(wanted, found, strict=True):
         if got.status is not Status.OK:
-            typer.echo(f"kvbench: block {key.hex()}: {_plain(got.why)}", err=True)
+            typer.echo(f"kvbench: block {key.hex()}: {_plain(_why(got))}", err=True)
             raise typer.Exit(CORRUPT if got.status is Status.CORRUPT else MISSING)
     if str(out) == "-":
         sys.stdout.buffer.write(rows.data)
@@ -257,14 +262,23 @@ def _membership(
     return MembershipConfig(cluster=cluster or "default", join=join, tls=files)
 
 
-def _with_joins(config: Path, join: list[str] | None) -> "PeerConfig":
+def _client_config(config: Path, join: list[str] | None, deadline_s: float | None) -> "PeerConfig":
     from msgspec import structs
 
     from kvbench.peer.config import load_config
 
     told = load_config(config)
     cluster = structs.replace(told.cluster, join=(*(join or ()), *told.cluster.join))
-    return structs.replace(told, cluster=cluster)
+    fetch = told.fetch
+    if deadline_s is not None:
+        fetch = structs.replace(fetch, deadline_s=deadline_s)
+    return structs.replace(told, cluster=cluster, fetch=fetch)
+
+
+def _why(got: "Got") -> str:
+    from kvbench.peer.model import Reason
+
+    return "no peer is known to have it" if got.why == Reason.NOBODY.value else got.why
 
 
 def _key(text: str) -> bytes:

@@ -7,6 +7,7 @@ May import: kvbench.peer.{model, messages, protocol, shares, wire}, kvbench.stor
 """
 
 import itertools
+import logging
 import math
 import os
 import time
@@ -27,11 +28,13 @@ from kvbench.peer.messages import (
     Release,
     Welcome,
 )
-from kvbench.peer.model import PROTOCOL_VERSION, Peer, PeerError, PeerId, Pull, Reason
+from kvbench.peer.model import PROTOCOL_VERSION, Peer, PeerError, PeerId, Pull, Reason, Tag
 from kvbench.peer.protocol import Arrived, Event, State
-from kvbench.peer.shares import proof_of, tag_of
+from kvbench.peer.shares import holder_proof_of, proof_of, tag_of
 from kvbench.peer.wire import Stream, reason_of
 from kvbench.store.block import Bytes
+
+_log = logging.getLogger("kvbench.peer")
 
 REASONS = {GONE: Reason.GONE, BUSY: Reason.BUSY}  # of the states of an Answer
 
@@ -50,19 +53,19 @@ class Asker:
     ) -> Answer:
         """Ask for some of a pull's keys, and wait for the Answer.
 
+        Before the first of a namespace, both sides prove that they know it: no key is named to a
+        holder that did not.
+
         The blocks of `targets`, one for each of these keys, come by `arrived`.
         """
         core = self.stream.core
         tag = tag_of(pull.namespace)
-        data = b""
         if tag not in core.proven:
-            proof = proof_of(pull.namespace, self.welcome.nonce, self._nonce)
-            data = core.send(Prove(tag, proof))
+            self._prove(pull, tag)
         left_ms = math.ceil(max(0.0, pull.expires_s - time.monotonic()) * 1000)
         keys = list(pull.keys[part])
         ask = Ask(next(self._numbers), tag, pull.epoch, keys, place, min(left_ms, MOST_MS))
-        data += core.ask(ask, targets)
-        self.stream.send_bytes(data, pull.expires_s)
+        self.stream.send_bytes(core.ask(ask, targets), pull.expires_s)
         while True:
             for event in self._events(pull):
                 if isinstance(event, Answer):
@@ -84,6 +87,25 @@ class Asker:
         if self.stream.core.state is State.OPEN:
             self.stream.tell(self.stream.core.send(Goodbye()))
         self.stream.close()
+
+    def _prove(self, pull: Pull, tag: Tag) -> None:
+        nonces = self.welcome.nonce, self._nonce
+        wanted = holder_proof_of(pull.namespace, *nonces, self.welcome.id)
+        core = self.stream.core
+        data = core.prove(Prove(tag, proof_of(pull.namespace, *nonces)), wanted)
+        self.stream.send_bytes(data, pull.expires_s)
+        try:
+            while tag not in core.proven:
+                self._events(pull)
+        except PeerError as error:
+            if error.reason is Reason.REFUSED:
+                _log.warning(
+                    "peer: asked nothing of %s: namespace %s: %s",
+                    self.welcome.id.hex(),
+                    tag.hex(),
+                    error,
+                )
+            raise
 
     def _events(self, pull: Pull) -> list[Event]:
         if pull.cancelled():

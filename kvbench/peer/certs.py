@@ -204,7 +204,7 @@ def _check_new(paths: Sequence[Path], *, force: bool) -> None:
     there = [str(path) for path in paths if os.path.lexists(path)]
     if there and not force:
         raise UsageError(
-            f"{', '.join(there)}: exists already and is not overwritten; use force if it may be"
+            f"{', '.join(there)}: exists already and is not overwritten; give --force if it may be"
         )
 
 

@@ -27,11 +27,14 @@ from kvbench.peer.model import PEER_ID_BYTES, Peer, PeerError, PeerId, Reason
 from kvbench.peer.replication import Follower
 from kvbench.peer.shm import host_digest
 from kvbench.peer.status import ServiceStatus, decode
+from kvbench.peer.view import Seen, seen
 from kvbench.peer.ways import transports_of
 from kvbench.store.block import Bytes, Layout, Status
 from kvbench.store.rows import HostRows
 
 QUIET_S = 0.3  # nobody new for so long: all are known
+MISSED_S = 2.0  # whom others know comes in this time, or they see meanwhile that he has left
+PORTION = 64  # keys that are fetched at a time
 LOOK_S = 0.02
 AT_ONCE = 16  # peers that are asked for their status
 ANSWER_S = 2.0
@@ -123,6 +126,21 @@ class Onlooker:
 
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="kvbench-peer-ask") as pool:
             return list(pool.map(ask, peers))
+
+    def survey(self, within_s: float = 5.0) -> list[Seen]:
+        """All peers with what they say of themselves, and those that only others know.
+
+        Empty: nobody has come in time.
+        """
+        peers = self.peers(within_s)
+        found = seen(peers, self.statuses(peers))
+        missed = {bytes.fromhex(each.id) for each in found} - {peer.id for peer in peers}
+        if missed:
+            with self._changed:
+                self._changed.wait_for(lambda: missed <= set(self._peers), MISSED_S)
+            peers = self.peers(within_s)
+            found = seen(peers, self.statuses(peers))
+        return found
 
     def drain(self, peer: Peer, within_s: float = ANSWER_S) -> None:
         """Ask a peer to leave once it has sent what it is sending.
@@ -226,8 +244,18 @@ class PeerClient:
     ) -> list[Got]:
         """Fetch each of these keys, which need not be one prefix, into uint8 [block_bytes].
 
-        A row whose key is not OK holds anything.
+        A row whose key is not OK holds anything. Each portion of the keys has `deadline_s`, or the
+        configuration's if that is less.
         """
+        found: list[Got] = []
+        for at in range(0, len(keys), PORTION):
+            portion = slice(at, at + PORTION)
+            found += self._get(keys[portion], rows[portion], deadline_s)
+        return found
+
+    def _get(
+        self, keys: Sequence[bytes], rows: Sequence[Bytes], deadline_s: float | None
+    ) -> list[Got]:
         requests = [
             self._fetcher.fetch(
                 Wanted(

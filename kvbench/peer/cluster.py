@@ -48,12 +48,7 @@ class Endpoint(NamedTuple):
     @property
     def loopback(self) -> bool:
         """Whether only this machine reaches it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+        return loopback(self.host.strip("[]"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +190,17 @@ def id_of(text: str) -> PeerId | None:
     except ValueError:
         return None
     return peer_id if len(peer_id) == PEER_ID_BYTES else None
+
+
+def loopback(host: str) -> bool:
+    """Whether only this machine reaches an address, or all addresses of the name `localhost`."""
+    try:
+        found = [host]
+        if host == "localhost":  # usually; but /etc/hosts may say otherwise
+            found = [str(each[4][0]) for each in socket.getaddrinfo(host, None)]
+        return all(ipaddress.ip_address(each).is_loopback for each in found)
+    except (ValueError, OSError):
+        return False
 
 
 def free_port(endpoint: Endpoint) -> Endpoint:

@@ -21,11 +21,11 @@ import msgspec
 from kvbench.errors import KvbenchError, UsageError
 from kvbench.keys import Namespace
 from kvbench.peer.certs import TlsFiles
-from kvbench.peer.cluster import MembershipConfig
+from kvbench.peer.cluster import MembershipConfig, loopback
 from kvbench.peer.holder import HolderLimits
 from kvbench.peer.limits import FetchOptions
 from kvbench.peer.listener import ListenerLimits
-from kvbench.peer.shares import DIGEST_BYTES, Share
+from kvbench.peer.shares import DIGEST_BYTES, Share, check_apart
 from kvbench.store.block import MOST_PARTS, Layout
 from kvbench.store.config import StoreConfig
 from kvbench.store.options import Moving
@@ -75,6 +75,7 @@ class NamespaceSection(_Section, frozen=True, kw_only=True):
     """A namespace: its digest in hex, or the fields of `kvbench.keys.Namespace`.
 
     `salt_file` holds the tenant's salt. `tenants`: whose blocks others may read; None: all.
+    The tenant ties a block to its namespace: several have to name different ones.
     """
 
     digest: str | None = None
@@ -143,7 +144,7 @@ class ServeSection(_Section, frozen=True, kw_only=True):
     ask: int = 2**28  # bytes of one request
     staging: int = 2**26  # bytes
     loan_s: float = 30.0
-    connections: int = 128
+    connections: int = 512  # 128 peers have 2 each; one costs a thread and about 30 KiB
     strangers: int = 64  # connections that have proven nothing yet
     handshake_s: float = 5.0
     idle_s: float = 120.0
@@ -235,7 +236,9 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """The namespaces that others may read; the first is that of the own keys and drives."""
         if not self.namespace:
             raise UsageError("expected at least one [[namespace]]: nothing else is served")
-        return [_share(f"namespace[{at}]", each) for at, each in enumerate(self.namespace)]
+        shares = [_share(f"namespace[{at}]", each) for at, each in enumerate(self.namespace)]
+        check_apart(shares, "namespace")
+        return shares
 
     def tls_files(self) -> TlsFiles | None:
         """The credential, if there is one."""
@@ -324,7 +327,15 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def metrics_listen(self) -> HostPort | None:
         """Where metrics are served."""
         listen = self.metrics.listen
-        return None if listen is None else _host_port("metrics.listen", listen)
+        if listen is None:
+            return None
+        where = _host_port("metrics.listen", listen)
+        if not loopback(where.host) and not self.cluster.insecure:
+            raise UsageError(
+                f"key 'metrics.listen' = {listen!r}: metrics are plain HTTP, which anybody who "
+                "reaches it can read. Listen on 127.0.0.1, or say cluster.insecure = true"
+            )
+        return where
 
     def check(self) -> None:
         """Raise for whatever any of the others would."""
@@ -348,6 +359,12 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         data = self.data
         if not data.transports or len(set(data.transports)) < len(data.transports):
             raise UsageError("key 'data.transports': expected a list that names each once")
+        ask, block_bytes = self.serve.ask, self.layout().block_bytes
+        if 0 < ask < block_bytes:  # what is not positive the limits refuse
+            raise UsageError(
+                f"key 'serve.ask' = {ask}: a block has {block_bytes} bytes, and none would be "
+                "served: give at least that"
+            )
         if self.serve.drain_s < 0:
             raise UsageError(f"key 'serve.drain_s' = {self.serve.drain_s}: expected 0 or more")
         if not 0 <= data.nixl_port < 2**16:

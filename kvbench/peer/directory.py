@@ -262,6 +262,16 @@ class Directory:
                 return None
             return Summary(book.sequence, book.count, book.xor)
 
+    def distrust(self, peer_id: PeerId) -> None:
+        """What is known of a peer may be wrong: its next snapshot counts, however old it is.
+
+        Until then lookups use what is known, and no delta is applied to it.
+        """
+        with self._lock:
+            book = self._books.get(peer_id)
+            if book is not None:
+                book.synced = False
+
     def fits(self, peer_id: PeerId, count: int) -> bool:
         """Whether so many entries of a peer could be kept, instead of those that are."""
         with self._lock:

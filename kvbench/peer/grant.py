@@ -22,10 +22,11 @@ from kvbench.peer.messages import (
     Ask,
     Hello,
     Prove,
+    Proven,
     Welcome,
 )
 from kvbench.peer.model import PROTOCOL_VERSION, PeerError, Reason
-from kvbench.peer.shares import proof_of
+from kvbench.peer.shares import holder_proof_of, proof_of
 
 
 class Grant:
@@ -79,6 +80,18 @@ class Grant:
             self.why = f"a wrong proof of namespace {prove.tag.hex()}"
             return False
         return True
+
+    def proven(self, prove: Prove) -> Proven:
+        """The answer to a proof that was right: the holder's own.
+
+        Raises:
+            PeerError: the namespace is not shared.
+        """
+        share = self._holder.share(prove.tag)
+        if share is None:
+            raise PeerError("no such namespace", Reason.REFUSED)
+        proof = holder_proof_of(share.digest, self.nonce, self._asker_nonce, self._holder.me.id)
+        return Proven(prove.tag, proof)
 
     def answer(self, ask: Ask, places: Places | None = None) -> Served:
         """What the holder has of an Ask; its loan is kept here until it is released, or over.

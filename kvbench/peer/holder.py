@@ -23,7 +23,7 @@ from kvbench.peer.messages import (
     Place,
 )
 from kvbench.peer.model import Peer, PeerError, Reason, Tag
-from kvbench.peer.shares import Share
+from kvbench.peer.shares import Share, check_apart
 from kvbench.store.block import Bytes, Layout, Status
 from kvbench.store.copying import sums_of
 from kvbench.store.loans import Lent, Loan
@@ -183,11 +183,14 @@ def _reachable(block: Lent, places: Places) -> bool:
 class Holder:
     """What a store shares, with whom, within limits. Thread-safe.
 
+    Blocks carry no namespace: the tenant is what ties a block to one. Who has proven a share is
+    lent blocks of its tenants only, and several shares name different ones.
     `me` names the epoch of the store and its layout. `files` are those of its tiers whose slots
     can be sent from a file.
 
     Raises:
-        UsageError: the store has another layout than `me` says, or two shares name one namespace.
+        UsageError: the store has another layout than `me` says, or two shares name one namespace
+            or tenant, or one of several names none.
     """
 
     def __init__(
@@ -207,6 +210,7 @@ class Holder:
         self._shares = {share.tag: share for share in shares}
         if len(self._shares) < len(shares):
             raise UsageError("two shares of one namespace: give one, with the tenants of both")
+        check_apart(shares, "share")
         self._lock = threading.Lock()
         self._counts = HolderCounts()
         self._files = {tier.name: tier for tier in files}

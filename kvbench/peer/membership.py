@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -57,6 +58,8 @@ PORT_TRIES = 5
 RECEIVERS = "(rx: (worker_threads: 32))"
 MOST_MEMBERS = 1024  # ids that are remembered; of a cluster of 128, those that came and went
 MOST_TOKENS = 8  # of one of them: it has two while it says that it drains
+MOST_ANSWER_TEXT = 200  # characters of why a peer has no answer
+_OS_ERROR = re.compile(r"([^:\[\] ][^:\[\]]*) \(os error \d+\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,13 +245,18 @@ class Membership:
         """The answer of a peer's `status` or `drain`. Waits; not for the handlers' thread.
 
         Raises:
-            PeerError: there is none in time.
+            PeerError: there is none in time, or it says why it has none.
         """
         session, z = self._opened(), _zenoh()
         try:
             for reply in session.get(self._key(what, peer_id), timeout=timeout_s):
                 if reply.ok is not None and len(reply.ok.payload) <= MOST_REPLY_BYTES:
                     return bytes(reply.ok.payload.to_bytes())
+                if reply.err is not None and len(reply.err.payload) <= MOST_REQUEST_BYTES:
+                    said = reply.err.payload.to_bytes().decode(errors="replace")
+                    raise PeerError(
+                        f"peer {peer_id.hex()[:8]}: {said[:MOST_ANSWER_TEXT]}", Reason.REFUSED
+                    )
         except z.ZError as error:
             raise PeerError(f"{what}: {error}", Reason.UNREACHABLE) from error
         raise PeerError(
@@ -338,7 +346,8 @@ class Membership:
             if not self._tokens:
                 _log.warning(
                     "no peer has answered at %s for %.0f s: are they up, of cluster %s, and with "
-                    "the same credential? It is tried again and again",
+                    "the same credential, or do they refuse this peer's certificate? It is tried "
+                    "again and again",
                     ", ".join(self._config.join),
                     ALONE_S,
                     self._config.cluster,
@@ -444,13 +453,19 @@ class Membership:
             except z.ZError as error:
                 if not left:
                     where = ", ".join(map(str, listen))
-                    text = str(error).splitlines()[0][:300]
                     raise PeerError(
-                        f"cannot listen on {where}: {text}", Reason.UNREACHABLE
+                        f"cannot listen on {where}: {_of_system(error)}", Reason.UNREACHABLE
                     ) from error
             else:
                 self._listen = listen
                 return
+
+
+def _of_system(error: Exception) -> str:
+    """What the system said, of an error of Zenoh's, which names its own sources around it."""
+    text = str(error)
+    found = _OS_ERROR.search(text)
+    return found[1] if found else text.partition(" at /")[0].splitlines()[0][:200]
 
 
 def _zenoh() -> "ModuleType":

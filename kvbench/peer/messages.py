@@ -74,7 +74,7 @@ class Refused(Message, tag=3, frozen=True):
 
 
 class Prove(Message, tag=4, frozen=True):
-    """The asking side knows the digest of a namespace. Nothing answers, unless it is wrong."""
+    """The asking side knows the digest of a namespace. A Proven answers, unless it is wrong."""
 
     tag: Tag
     proof: Proof
@@ -127,7 +127,14 @@ class Goodbye(Message, tag=8, frozen=True):
     text: Text = ""
 
 
-AnyMessage = Hello | Welcome | Refused | Prove | Ask | Answer | Release | Goodbye
+class Proven(Message, tag=9, frozen=True):
+    """The proof of the asking side is right, and the holder knows the digest as well."""
+
+    tag: Tag
+    proof: Proof
+
+
+AnyMessage = Hello | Welcome | Refused | Prove | Proven | Ask | Answer | Release | Goodbye
 
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 _encoder = msgspec.msgpack.Encoder()

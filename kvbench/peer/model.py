@@ -16,7 +16,7 @@ import msgspec
 from kvbench.errors import KvbenchError
 from kvbench.store.block import Bytes, Layout, Status
 
-PROTOCOL_VERSION = 1  # of messages and frames; peers of another are refused
+PROTOCOL_VERSION = 2  # of messages and frames; peers of another are refused
 PEER_ID_BYTES = 16
 TAG_BYTES = 16
 PeerId: TypeAlias = bytes  # PEER_ID_BYTES random bytes, new in every process

@@ -3,12 +3,13 @@
 Bytes go into `buffer()`, `received(n)` says what they were, `send()` gives bytes to be sent. Blocks
 are received where they are to stay: `buffer()` then is the caller's own memory. Frames and limits
 are checked before anything is read into them. What is not in TRANSITIONS ends the connection.
-Knows no clock, no socket, no namespace: whether a proof is right, the caller is asked.
+Knows no clock, no socket, no namespace: what a right proof is, the caller says.
 
 May import: kvbench.peer.{model, messages}, kvbench.store.block.
 """
 
 import enum
+import hmac
 import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -24,6 +25,7 @@ from kvbench.peer.messages import (
     Goodbye,
     Hello,
     Prove,
+    Proven,
     Refused,
     Release,
     Welcome,
@@ -54,6 +56,7 @@ class State(enum.Enum):
     START = "start"
     GREETED = "greeted"  # Hello was said
     OPEN = "open"  # nothing is outstanding
+    PROVING = "proving"  # a Proven is
     ASKED = "asked"  # an Answer is
     PAYLOAD = "payload"  # the blocks of an Answer are
     CLOSED = "closed"
@@ -68,7 +71,8 @@ What: TypeAlias = type[AnyMessage] | type[Blocks]
 TRANSITIONS: dict[tuple[State, Role, What], State] = {
     (State.START, Role.ASKER, Hello): State.GREETED,
     (State.GREETED, Role.HOLDER, Welcome): State.OPEN,
-    (State.OPEN, Role.ASKER, Prove): State.OPEN,
+    (State.OPEN, Role.ASKER, Prove): State.PROVING,
+    (State.PROVING, Role.HOLDER, Proven): State.OPEN,
     (State.OPEN, Role.ASKER, Ask): State.ASKED,
     (State.OPEN, Role.ASKER, Release): State.OPEN,
     (State.ASKED, Role.HOLDER, Answer): State.PAYLOAD,
@@ -76,7 +80,7 @@ TRANSITIONS: dict[tuple[State, Role, What], State] = {
     # A holder refuses between frames only, the asker may leave at any time.
     **{
         (state, Role.HOLDER, what): State.CLOSED
-        for state in (State.START, State.GREETED, State.OPEN, State.ASKED)
+        for state in (State.START, State.GREETED, State.OPEN, State.PROVING, State.ASKED)
         for what in (Refused, Goodbye)
     },
     **{(state, Role.ASKER, Goodbye): State.CLOSED for state in State if state is not State.CLOSED},
@@ -126,8 +130,10 @@ class Connection:
         self.role = role
         self.layout = layout
         self.state = State.START
-        self.proven: set[bytes] = set()  # tags, said (asker) or checked (holder)
+        self.proven: set[bytes] = set()  # tags, by both sides to each other
         self._proves = proves
+        self._proving: Prove | None = None
+        self._wanted = b""  # the proof that has to answer it; empty: none is right
         self._ask: Ask | None = None
         self._targets: list[memoryview] = []  # one for each key of the Ask
         self._owed: list[int] = []  # indexes of the keys whose blocks are to come, in order
@@ -193,7 +199,8 @@ class Connection:
         """The bytes of a message that may be sent now.
 
         After those of an Answer that owes blocks, which include the payload's header, follow the
-        blocks and then `payload_sent`. An Ask for blocks goes through `ask`.
+        blocks and then `payload_sent`. An Ask for blocks goes through `ask`, and a Prove through
+        `prove`.
 
         Raises:
             PeerError: it may not be sent now, or says what may not be said.
@@ -216,6 +223,16 @@ class Connection:
             raise ValueError(f"a target that does not take {self.layout.block_bytes} bytes")
         data = self._send(ask)
         self._targets = views
+        return data
+
+    def prove(self, prove: Prove, wanted: bytes) -> bytes:
+        """The bytes of a Prove, which only a Proven with the proof `wanted` answers.
+
+        Raises:
+            PeerError: it may not be sent now.
+        """
+        data = self._send(prove)
+        self._wanted = wanted
         return data
 
     def payload_sent(self) -> None:
@@ -317,6 +334,8 @@ class Connection:
             )
         if isinstance(message, Prove):
             self._prove(message)
+        elif isinstance(message, Proven):
+            self._check_proven(message)
         elif isinstance(message, Ask):
             self._check_ask(message)
             self._ask = message
@@ -336,7 +355,17 @@ class Connection:
             raise self._violation(f"proofs of more than {MOST_TAGS} namespaces")
         if self.role is Role.HOLDER and not self._proves(prove):
             raise self._violation("no such namespace, or a wrong proof")
-        self.proven.add(prove.tag)
+        self._proving, self._wanted = prove, b""
+
+    def _check_proven(self, proven: Proven) -> None:
+        proving = self._proving
+        assert proving is not None
+        if proven.tag != proving.tag:
+            raise self._violation("a Proven of another namespace than was to be proven")
+        if self.role is Role.ASKER and not hmac.compare_digest(self._wanted, proven.proof):
+            raise self._violation("the holder did not prove that it knows the namespace")
+        self.proven.add(proven.tag)
+        self._proving, self._wanted = None, b""
 
     def _check_ask(self, ask: Ask) -> None:
         if ask.tag not in self.proven:

@@ -238,6 +238,8 @@ class Publisher:
         who got it late is put right by a beat, which comes within a second of a change.
         """
         young = kept.pages > 1 and now_s < kept.taken_s + BEAT_S
+        # Who asks for what was never told gets what there is, not a copy of his own.
+        at_least = min(at_least, self._sequence)
         return kept.sequence < at_least or (kept.sequence != self._sequence and not young)
 
     # On its thread.

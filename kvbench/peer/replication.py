@@ -2,7 +2,9 @@
 
 A delta that does not follow the one before, or a beat that does not agree, is a gap: it is repaired
 by the peer's snapshot, one at a time for each peer, with growing pauses between attempts. Deltas
-that come meanwhile wait, within a limit. All of it is on the thread of membership's handlers.
+that come meanwhile wait, within a limit. Nothing ties a message to the peer in whose name it comes,
+so what cannot be costs no peer its place: it is counted and left alone, and what was made up is put
+right by the peer's next beat. All of it is on the thread of membership's handlers.
 
 May import: kvbench.peer.cluster, kvbench.peer.directory, kvbench.peer.membership,
 kvbench.peer.publisher, kvbench.peer.model.
@@ -39,7 +41,8 @@ SOON_S = 0.02  # peers that join together do not all ask in one instant
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 MOST_ASKED = 4  # snapshots on their way at a time
-MOST_WAITING = 2**18  # hints of deltas that wait for one snapshot: 2 MiB
+MOST_WAITING = 2**18  # deltas that wait for one snapshot, and their hints: 2 MiB
+GARBAGE_LOG_S = 10.0  # so often is said of one peer that garbage comes in its name
 
 Ask = Callable[[PeerId, bytes, Callable[[bytes | None], None]], None]
 
@@ -49,9 +52,9 @@ class Repairs(NamedTuple):
 
     snapshots: int  # read to their end
     gaps: int  # deltas that did not follow the one before
-    diverged: int  # beats that told of as many deltas, but of other entries
+    diverged: int  # beats that told of other entries, or of fewer deltas than are known
     failures: int  # attempts at a snapshot that came to nothing
-    expelled: int  # peers that sent what cannot be
+    garbage: int  # messages in a peer's name that cannot be its own
 
 
 @dataclass(slots=True)
@@ -61,13 +64,16 @@ class _View:
     peer: Peer
     due_s: float | None = None  # when a snapshot is to be asked for
     asking: bool = False
-    pause_s: float = FIRST_PAUSE_S
+    pause_s: float = SOON_S  # before the next attempt; short again once a beat agrees
     at_least: int = 0
+    asked_least: int = 0  # of the snapshot that is on its way
     waiting: deque[Delta] = field(default_factory=deque[Delta])
-    waits: int = 0  # hints of them
+    waits: int = 0  # of them and their hints
     filling: Filling | None = None
     page: int = 0
     sequence: int = 0
+    garbage: int = 0
+    garbage_said_s: float = -GARBAGE_LOG_S
 
 
 class Follower:
@@ -84,7 +90,6 @@ class Follower:
         self._ask = ask
         self._clock = clock
         self._views: dict[PeerId, _View] = {}
-        self._expelled: set[PeerId] = set()
         self._counts = dict.fromkeys(Repairs._fields, 0)
 
     def repairs(self) -> Repairs:
@@ -93,8 +98,6 @@ class Follower:
 
     def joined(self, peer: Peer) -> None:
         """A peer is there, or says something new of itself."""
-        if peer.id in self._expelled:
-            return
         try:
             new = self._directory.join(peer)
         except PeerError as error:
@@ -104,17 +107,16 @@ class Follower:
         if new or view is None:
             self._forget(peer.id)
             view = self._views[peer.id] = _View(peer)
-            self._want(view, SOON_S)
+            self._want(view)
         view.peer = peer
 
     def left(self, peer_id: PeerId) -> None:
         """A peer is gone."""
-        self._expelled.discard(peer_id)
         self._directory.leave(peer_id)
         self._forget(peer_id)
 
     def told(self, peer_id: PeerId, body: bytes) -> None:
-        """A peer sent a delta or a beat."""
+        """A delta or a beat came in a peer's name."""
         view = self._views.get(peer_id)
         if view is None:
             return
@@ -128,8 +130,8 @@ class Follower:
                 self._beat(view, said)
             else:
                 raise PeerError(f"a {type(said).__name__} that nobody asked for", Reason.REFUSED)  # noqa: TRY301  the same end
-        except PeerError as error:
-            self._expel(view, error)
+        except PeerError as error:  # as if it had been lost: the next beat tells if it was
+            self._garbage(view, error)
 
     def tick(self) -> None:
         """Ask for the snapshots that are due; let go of what those held who left."""
@@ -139,7 +141,7 @@ class Follower:
         for view in sorted(due, key=lambda each: each.due_s or 0.0):
             if asked >= MOST_ASKED or (view.due_s or 0.0) > now_s:
                 break
-            view.due_s, view.asking = None, True
+            view.due_s, view.asking, view.asked_least = None, True, view.at_least
             asked += 1
             self._ask_page(view, PageRequest(view.peer.epoch, 0, 0, view.at_least))
         self._directory.tidy()
@@ -152,7 +154,7 @@ class Follower:
         )
         if effect is not Effect.GAP:
             return
-        view.waits += (len(delta.added) + len(delta.removed)) // HINT_BYTES
+        view.waits += 1 + (len(delta.added) + len(delta.removed)) // HINT_BYTES
         view.waiting.append(delta)
         if view.waits > MOST_WAITING:  # a snapshot that is no older will be asked for
             view.waiting.clear()
@@ -160,7 +162,7 @@ class Follower:
         view.at_least = view.waiting[0].sequence - 1 if view.waiting else delta.sequence
         if not view.asking and view.due_s is None:
             self._counts["gaps"] += 1
-            self._want(view, SOON_S)
+            self._want(view)
 
     def _beat(self, view: _View, beat: Beat) -> None:
         if view.asking or view.due_s is not None:
@@ -172,16 +174,21 @@ class Follower:
             self._counts["gaps"] += 1
             wanted = True
         else:
-            wanted = known.sequence == beat.sequence and known != beat.summary
+            wanted = known != beat.summary
             if wanted:
+                # Made-up deltas may have put it ahead: what comes next is no more taken for true.
+                self._directory.distrust(view.peer.id)
                 self._counts["diverged"] += 1
                 _log.warning("the directory of peer %s went astray: asking anew", view.peer.name)
+            else:
+                view.pause_s = SOON_S
         if wanted:
             view.at_least = beat.sequence
-            self._want(view, SOON_S)
+            self._want(view)
 
-    def _want(self, view: _View, pause_s: float) -> None:
-        view.due_s = self._clock() + pause_s * random.uniform(0.5, 1.5)
+    def _want(self, view: _View) -> None:
+        view.due_s = self._clock() + view.pause_s * random.uniform(0.5, 1.5)
+        view.pause_s = min(max(2 * view.pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
 
     def _ask_page(self, view: _View, request: PageRequest) -> None:
         def then(body: bytes | None) -> None:
@@ -203,7 +210,8 @@ class Follower:
                 return
             self._page(view, page)
         except PeerError as error:
-            self._expel(view, error)
+            self._garbage(view, error)
+            self._failed(view)
 
     def _page(self, view: _View, page: Page) -> None:
         directory, peer = self._directory, view.peer
@@ -211,6 +219,8 @@ class Follower:
             _drop(view)
             view.filling = directory.fill(peer.id, page.epoch, page.sequence)
             view.page, view.sequence = 0, page.sequence
+            if page.sequence < view.asked_least:
+                self._made_up(view)
         if view.filling is None or page.number != view.page or page.sequence != view.sequence:
             raise PeerError("a page of a snapshot that was not asked for", Reason.REFUSED)
         view.filling.add(page.hints)
@@ -222,7 +232,6 @@ class Follower:
         filling, view.filling, view.asking = view.filling, None, False
         filling.commit()
         self._counts["snapshots"] += 1
-        view.pause_s = FIRST_PAUSE_S
         waited, view.waiting, view.waits = view.waiting, deque(), 0
         for delta in waited:
             self._delta(view, delta)
@@ -231,15 +240,28 @@ class Follower:
         _drop(view)
         self._counts["failures"] += 1
         view.asking = False
-        self._want(view, view.pause_s)
-        view.pause_s = min(2 * view.pause_s, LONGEST_PAUSE_S)
+        self._want(view)
 
-    def _expel(self, view: _View, error: PeerError) -> None:
-        """Hear no more of a peer that sends what cannot be."""
-        self._counts["expelled"] += 1
-        _log.error("peer %s is not listened to any more: %s", view.peer.name, error)
-        self.left(view.peer.id)
-        self._expelled.add(view.peer.id)
+    def _made_up(self, view: _View) -> None:
+        """Let go of what waits: the peer itself has not told as many deltas as came in its name."""
+        error = PeerError(
+            f"more than {view.asked_least} deltas, but it has told {view.sequence} only",
+            Reason.REFUSED,
+        )
+        view.waiting.clear()
+        view.waits = view.at_least = view.asked_least = 0
+        self._garbage(view, error)
+
+    def _garbage(self, view: _View, error: PeerError) -> None:
+        """Count what cannot be, and say so now and then: who sent it is not known."""
+        self._counts["garbage"] += 1
+        view.garbage += 1
+        now_s = self._clock()
+        if now_s >= view.garbage_said_s + GARBAGE_LOG_S:
+            view.garbage_said_s = now_s
+            _log.warning(
+                "garbage in the name of peer %s, %d so far: %s", view.peer.name, view.garbage, error
+            )
 
     def _forget(self, peer_id: PeerId) -> None:
         view = self._views.pop(peer_id, None)

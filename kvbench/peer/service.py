@@ -27,11 +27,12 @@ from msgspec import structs
 
 from kvbench import __version__
 from kvbench.errors import KvbenchError, UsageError
+from kvbench.peer.cluster import loopback
 from kvbench.peer.config import PeerConfig, load_config
 from kvbench.peer.directory import Directory
 from kvbench.peer.fetch import Fetcher
 from kvbench.peer.holder import Holder
-from kvbench.peer.model import PEER_ID_BYTES, Peer, PeerError, PeerId
+from kvbench.peer.model import PEER_ID_BYTES, Peer, PeerError, PeerId, Reason
 from kvbench.peer.replication import Answers, Replication
 from kvbench.peer.shares import Share
 from kvbench.peer.shm import host_digest
@@ -39,6 +40,7 @@ from kvbench.peer.status import Door, Known, ServiceStatus, TierHolds, encode
 from kvbench.peer.store import PeerStore
 from kvbench.peer.ways import ServedBy, listeners_of, transports_of
 from kvbench.store.config import open_store
+from kvbench.store.dram import DramTier
 from kvbench.store.store import TieredStore
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ _log = logging.getLogger("kvbench.peer")
 STATUS_S = 1.0  # how old a status may be that another peer is given
 QUIET_S = 0.1  # nothing lent for so long, after the others were told: nobody asks any more
 LOOK_S = 0.02
+STARTING = "it is starting: ask again"
 
 
 class PeerService:
@@ -165,7 +168,9 @@ class PeerService:
 
         The others ask no more; whoever owns the service sees it by `wait`, and closes it.
         """
-        parts = self._opened()
+        parts = self._parts
+        if parts is None:
+            raise PeerError(STARTING, Reason.BUSY)
         _log.info("this peer was asked to drain")
         parts.announce()
         self._leaving.set()
@@ -225,8 +230,10 @@ class _Parts:
             if store is None:
                 undo.callback(local.close, flush=False)
             me = _peer_of(config, local, shares)
-            self.holder = Holder(local, shares, me, config.holder_limits())
-            self.doors = listeners_of(config, self.holder, local.tier("dram"), tls, undo)
+            memory = local.tier("dram")
+            files = [memory] if isinstance(memory, DramTier) else []  # sent without a copy
+            self.holder = Holder(local, shares, me, config.holder_limits(), files=files)
+            self.doors = listeners_of(config, self.holder, memory, tls, undo)
             endpoints = {
                 how: config.advertised(how, door.endpoint) for how, door in self.doors.items()
             }
@@ -244,7 +251,7 @@ class _Parts:
                 local,
                 directory=directory,
                 tenants=_tenants(shares),
-                answers=Answers(status=lambda: self._said, drain=drain),
+                answers=Answers(status=self._answer, drain=drain),
             )
             undo.callback(self.replication.close)
             self._watch = threading.Thread(
@@ -342,11 +349,21 @@ class _Parts:
         where = self._config.metrics_listen()
         if where is None:
             return None
+        if not loopback(where.host):
+            _log.warning(
+                "insecure: anybody who reaches %s:%d can read the metrics", where.host, where.port
+            )
         from kvbench.peer.exposition import serve  # noqa: PLC0415  most are not scraped
 
         server = serve(self.status, self.store.store.stats, where.port, where.host)
         undo.callback(server.close)
         return server
+
+    def _answer(self) -> bytes:
+        """The status that another is given; on the thread of the membership."""
+        if not self._said:
+            raise PeerError(STARTING, Reason.BUSY)
+        return self._said
 
     def _say(self) -> None:
         """Keep a status at hand: a drive that hangs may hold up the stats, and never membership."""

@@ -5,13 +5,14 @@ The digest of a namespace is a secret if it has a tenant's salt: it is never sen
 May import: kvbench.errors, kvbench.peer.{model, messages}. blake3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from blake3 import blake3
 
 from kvbench.errors import UsageError
 from kvbench.peer.messages import PROOF_BYTES
-from kvbench.peer.model import TAG_BYTES, Tag
+from kvbench.peer.model import TAG_BYTES, PeerId, Tag
 
 DIGEST_BYTES = 32
 
@@ -27,16 +28,52 @@ def proof_of(namespace: bytes, holder_nonce: bytes, asker_nonce: bytes) -> bytes
     return blake3(said, key=namespace).digest(PROOF_BYTES)
 
 
+def holder_proof_of(
+    namespace: bytes, holder_nonce: bytes, asker_nonce: bytes, holder_id: PeerId
+) -> bytes:
+    """Shows that the holder knows it, too; with its id, so that no other peer can pass it on."""
+    said = b"kvbench.peer.holder" + holder_nonce + asker_nonce + tag_of(namespace) + holder_id
+    return blake3(said, key=namespace).digest(PROOF_BYTES)
+
+
+def check_apart(shares: Sequence["Share"], called: str) -> None:
+    """Several shares have to name tenants, no two of them the same one; `called` is for the error.
+
+    A block in a store has no namespace, it has a tenant: that is what ties it to a share.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if len(shares) == 1:
+        return
+    seen: dict[str, int] = {}
+    for at, share in enumerate(shares):
+        if share.tenants is None:
+            raise UsageError(
+                f"{called}[{at}] is for all tenants and is not the only one: name its tenants, "
+                "since they tell which blocks are whose"
+            )
+        for tenant in sorted(share.tenants):
+            if tenant in seen:
+                raise UsageError(
+                    f"{called}[{seen[tenant]}] and {called}[{at}] both have tenant {tenant!r}: "
+                    "a tenant is of one namespace"
+                )
+            seen[tenant] = at
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A namespace that others may read.
+    """A namespace that others may read: the blocks of its tenants, since blocks name no namespace.
 
     Raises:
         UsageError: the digest is none.
     """
 
     digest: bytes = field(repr=False)  # `Namespace.digest`
-    tenants: frozenset[str] | None = None  # whose blocks; None: those of all
+    tenants: frozenset[str] | None = (
+        None  # whose blocks; None: those of all, if it is the only share
+    )
 
     def __post_init__(self) -> None:
         if len(self.digest) != DIGEST_BYTES:

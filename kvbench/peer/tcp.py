@@ -3,17 +3,18 @@
 A block is received where it is to stay, and checked while it is in the caches. A channel that was
 late, or cut off, is broken: nothing is written to a target after `pull` has returned.
 
-May import: kvbench.errors, kvbench.peer.{model, messages, protocol, wire, asker, listener},
+May import: kvbench.errors, kvbench.peer.{model, messages, protocol, wire, asker, cluster,
+listener},
 kvbench.store.{block, copying}.
 """
 
-import ipaddress
 import socket
 import ssl
 import time
 
 from kvbench.errors import UsageError
 from kvbench.peer.asker import REASONS, Asker, greet
+from kvbench.peer.cluster import loopback
 from kvbench.peer.holder import Holder
 from kvbench.peer.listener import Listener, ListenerLimits, Way
 from kvbench.peer.messages import HERE
@@ -187,11 +188,7 @@ def _check_credentials(host: str, tls: ssl.SSLContext | None, *, insecure: bool)
         if tls.verify_mode is not ssl.CERT_REQUIRED:
             raise UsageError("this TLS context lets anybody in: set verify_mode CERT_REQUIRED")
         return
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not insecure:
+    if not loopback(host) and not insecure:
         raise UsageError(
             f"{host} can be reached by others, and there is no TLS: give certificates, listen on "
             "127.0.0.1, or say insecure"

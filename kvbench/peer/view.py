@@ -37,7 +37,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def seen(peers: Sequence[Peer], said: Sequence[ServiceStatus | PeerError]) -> list[Seen]:
-    """The peers, with what each of them said."""
+    """The peers, with what each of them said; then those that only some of them know."""
     statuses = {each.id: each for each in said if isinstance(each, ServiceStatus)}
     found: list[Seen] = []
     for peer, answer in zip(peers, said, strict=True):
@@ -59,7 +59,30 @@ def seen(peers: Sequence[Peer], said: Sequence[ServiceStatus | PeerError]) -> li
                 error=str(answer) if isinstance(answer, PeerError) else None,
             )
         )
-    return found
+    return [*found, *_only_known(found, list(statuses.values()))]
+
+
+def _only_known(found: Sequence[Seen], statuses: Sequence[ServiceStatus]) -> list[Seen]:
+    """Peers that others know, and that were not heard of here."""
+    here = {each.id for each in found}
+    unheard = {known.id: known for each in statuses for known in each.peers if known.id not in here}
+    rows: list[Seen] = []
+    for key, known in sorted(unheard.items(), key=lambda item: (item[1].name, item[0])):
+        knows = {each.name: any(other.id == key for other in each.peers) for each in statuses}
+        names = ", ".join(name for name, does in knows.items() if does)
+        rows.append(
+            Seen(
+                id=key,
+                name=known.name,
+                draining=known.draining,
+                endpoints=known.endpoints,
+                behind=None,
+                unknown_to=[name for name, does in knows.items() if not does],
+                status=None,
+                error=f"known to {names}, but not heard of here: frozen, or cut off from here",
+            )
+        )
+    return rows
 
 
 def cells(each: Seen) -> tuple[str, ...]:
@@ -102,8 +125,7 @@ def troubles(found: Sequence[Seen]) -> Iterator[str]:
             if door.dropped:
                 dropped = ", ".join(f"{n} {kind}" for kind, n in door.dropped.items())
                 yield f"{each.name}: connections dropped by {how}: {dropped}"
-        if own.members.get("refused"):
-            yield f"{each.name}: {own.members['refused']} peers refused: its log says why"
+        yield from (f"{each.name}: {text}" for text in _of_counts(own))
 
 
 def _behind(peer: Peer, own: ServiceStatus | None, others: Sequence[ServiceStatus]) -> int | None:
@@ -116,6 +138,17 @@ def _behind(peer: Peer, own: ServiceStatus | None, others: Sequence[ServiceStatu
         if each.id == peer.id.hex() and each.sequence is not None
     ]
     return max(0, own.published - min(known)) if known else None
+
+
+def _of_counts(own: ServiceStatus) -> Iterator[str]:
+    """What a peer met that no peer should send."""
+    if own.repairs.get("garbage"):
+        yield (
+            f"{own.repairs['garbage']} messages in the name of other peers were garbage and left "
+            "alone: its log says in whose"
+        )
+    if own.members.get("refused"):
+        yield f"{own.members['refused']} peers refused: its log says why"
 
 
 def _of_line(line: PeerTraffic) -> Iterator[str]:

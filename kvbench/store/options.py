@@ -47,7 +47,7 @@ class Options:
     lease_s: float = 30.0  # unless `lookup` is told otherwise
     most_leases: int = 100_000
     memory_threads: int = 2  # for each tier in memory
-    read_threads: int = 16  # for each tier that may stall: its queue depth
+    read_threads: int = 8  # for each tier that may stall; each has a transfer of many blocks there
     write_threads: int = 8
     transfer_bytes: int = 4 * MIB  # neighbouring blocks of a drive move together up to this size
     batch_bytes: int = 8 * MIB  # blocks in memory are copied by one thread up to this size

@@ -35,7 +35,8 @@ class Program:
     """A server or client of somebody else, which is killed at the end."""
 
     def __init__(self, command: list[str]) -> None:
-        self._said = tempfile.TemporaryFile()
+        self._name = command[0]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._said
         )
@@ -54,7 +55,7 @@ class Program:
         until_s = time.monotonic() + START_S
         while not ready():
             if self.process.poll() is not None or time.monotonic() > until_s:
-                raise TierUnavailableError(f"{self.process.args[0]} does not start: {self.words()}")
+                raise TierUnavailableError(f"{self._name} does not start: {self.words()}")
             time.sleep(0.01)
 
     def words(self) -> str:
@@ -193,7 +194,7 @@ class RedisGet(BlockBody):
         sock.sendall(self._gets[n % len(self._gets)])
         self._receive(sock, around[2:])
         for at, row in enumerate(rows):
-            if around[2:] != self._head:
+            if bytes(around[2:]) != self._head:
                 raise CorruptDataError(f"Redis answers {bytes(around[2:])!r} for a value it has")
             self._receive(sock, row.data)
             self._receive(sock, around if at + 1 < len(rows) else around[:2])

@@ -1,16 +1,15 @@
-"""Work with peers: the bodies behind `peer.get` and `peer.lookup`.
+"""Work with peers: the body behind `peer.get`, and what the bodies of its baselines share.
 
 Blocks that arrive are recognised at once by the stamps of their first and last sector, and compared
 whole after the clock has stopped. Only the worker process imports this.
 """
 
-import hashlib
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,19 +17,14 @@ from kvbench.errors import CorruptDataError, TierUnavailableError
 from kvbench.measure.body import Completions, Context, Observed, Watch
 from kvbench.measure.pattern import SECTOR_BYTES, Pattern, digest
 from kvbench.measure.stream import Lanes
-from kvbench.peer.directory import HINT_MASK, Directory, hint, pack
 from kvbench.peer.limits import FetchOptions
-from kvbench.peer.model import PEER_ID_BYTES, Peer, PeerError, Reason
-from kvbench.store.block import KEY_BYTES, Bytes, Layout, Status
+from kvbench.peer.model import PeerError, Reason
+from kvbench.store.block import Bytes, Layout, Status
 from kvbench.store.posix import mapped_buffer
-from kvbench.units import MIB
 from kvbench_suites.peer import STARTED
 from kvbench_suites.peer_holder import Order, key_of, namespace_of
 from kvbench_suites.peer_processes import HolderProcess, peers_of, running
 from kvbench_suites.peer_reader import TLS, Reader, certificates, how_of
-
-if TYPE_CHECKING:
-    import torch
 
 MEMORY_SHARE = 0.3  # of what is available, for holders and rows together
 GET_S = 30.0  # a request that takes longer has failed
@@ -48,8 +42,20 @@ class LaneBody(ABC):
     _depth = 1
 
     @abstractmethod
+    def set_up(self, context: Context) -> None:
+        """See `Body`."""
+
+    @abstractmethod
     def operate(self, lane: int, n: int) -> object:
         """The n-th request of a lane; see `Lanes`."""
+
+    @abstractmethod
+    def observed(self) -> Observed:
+        """See `Body`."""
+
+    @abstractmethod
+    def tear_down(self) -> None:
+        """See `Body`."""
 
     def start(self) -> None:
         """Begin."""
@@ -121,6 +127,11 @@ class BlockBody(LaneBody):
         self._requests: list[list[list[int]]] = [
             batches[lane :: self._depth].tolist() for lane in range(self._depth)
         ]
+
+    def rows_of(self, lane: int) -> Bytes:
+        """Where the blocks of a lane's requests arrive, uint8 [batch, block_bytes]."""
+        rows: Bytes = self._rows[lane]
+        return rows
 
     def numbers(self, lane: int, n: int) -> list[int]:
         """The blocks of a request."""
@@ -290,7 +301,7 @@ class Get(BlockBody):
         if self._depth > 1:
             raise TierUnavailableError("memory = 'device' is for queue_depth = 1")
         shape = (self._batch, self._layout.block_bytes)
-        self._tensor: torch.Tensor = torch.zeros(shape, dtype=torch.uint8, device="cuda")
+        self._tensor = torch.zeros(shape, dtype=torch.uint8, device="cuda")
         return TensorRows(self._tensor, self._layout)
 
     def _tier_of(self, told: Sequence[dict[str, Any]]) -> str:
@@ -306,83 +317,5 @@ class Get(BlockBody):
         return f"{asked}, buffered" if buffered else asked
 
 
-class Lookup(LaneBody):
-    """Asks the directory who has a prefix. The payload are its keys."""
-
-    prefixes = 8
-
-    def set_up(self, context: Context) -> None:
-        """Fill a directory: every peer has a first part of every prefix, and blocks of its own."""
-        self._context = context
-        self._length, peers = context.count("prefix"), context.count("peers")
-        self.operation_bytes = self._length * KEY_BYTES
-        self._prefixes = [
-            [_lookup_key(context.seed, prefix, at) for at in range(self._length)]
-            for prefix in range(self.prefixes)
-        ]
-        # The n-th has n of so many parts: the last one all.
-        self._lengths = [self._length * (n + 1) // peers for n in range(peers)]
-        self._directory = Directory()
-        self._ids = [
-            hashlib.blake2b(b"%d" % n, digest_size=PEER_ID_BYTES).digest() for n in range(peers)
-        ]
-        own = np.random.default_rng((context.seed, context.process))
-        for peer_id, length in zip(self._ids, self._lengths, strict=True):
-            self._directory.join(_stranger(peer_id))
-            hints = [hint(key) for keys in self._prefixes for key in keys[:length]]
-            others = own.integers(0, HINT_MASK, context.count("entries"), dtype=np.uint64)
-            filled = pack(hints) + others.astype("<u8").tobytes()
-            self._directory.snapshot(peer_id, 1, 0, filled)
-        self._directory.tidy()
-
-    def operate(self, lane: int, n: int) -> None:
-        """Look a prefix up, and look whether the longest is right."""
-        del lane
-        found = self._directory.holders(self._prefixes[n % len(self._prefixes)])
-        if not found or found[0] != (self._ids[-1], self._length):
-            raise CorruptDataError(f"the directory says {found[:1]} of a prefix that one peer has")
-
-    def verify(self) -> int:
-        """Who has how much of every prefix, and that nobody has another's; bytes of keys."""
-        for keys in self._prefixes:
-            for peer_id, length in self._directory.holders(keys):
-                if length != self._lengths[self._ids.index(peer_id)]:
-                    raise CorruptDataError(f"the directory says {length} blocks, which is wrong")
-        nobody = [_lookup_key(self._context.seed, -1, at) for at in range(self._length)]
-        if self._directory.holders(nobody):
-            raise CorruptDataError("the directory names a holder of what nobody has")
-        return len(self._prefixes) * self.operation_bytes
-
-    def observed(self) -> Observed:
-        """How full the directory was."""
-        entries = [each.entries for each in self._directory.holdings()]
-        return Observed(
-            path="this process's copy of the directory",
-            evidence={"peers": len(entries), "entries": sum(entries)},
-        )
-
-    def tear_down(self) -> None:
-        """It is memory of this process."""
-
-
 def _failure(text: str) -> PeerError:
     return PeerError(text, Reason.UNREACHABLE)
-
-
-def _lookup_key(seed: int, prefix: int, at: int) -> bytes:
-    text = f"{seed} prefix {prefix} {at}"
-    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
-
-
-def _stranger(peer_id: bytes) -> Peer:
-    return Peer(
-        id=peer_id,
-        name=peer_id.hex()[:8],
-        epoch=1,
-        block_bytes=MIB,
-        parts=1,
-        namespaces=(),
-        host="",
-        endpoints={},
-        capacities={},
-    )

@@ -10,7 +10,6 @@ import enum
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +37,7 @@ CLEAN_S = 20.0  # the longest that a script waits for a whole request
 STOP_S = 45.0  # until a script that is under way is over
 LEAST_HEALTHY = 5  # requests before a fault
 MODES = {"slow": SLOW, "partition": HOLD, "flip": FLIP}
-OTHERS = {"version": {"version": PROTOCOL_VERSION + 1}, "seed": {"salt": "another seed"}}
+OTHERS = {"version": (PROTOCOL_VERSION + 1, ""), "seed": (PROTOCOL_VERSION, "another seed")}
 OPENING = frozenset(("kill", "freeze", "partition"))  # after which a breaker has to open
 EVIDENCE = "faults"
 
@@ -108,13 +107,15 @@ class Fault(LaneBody):
         self._deadline_s = context.count("deadline_ms") / MS_PER_S
         self._tally = Tally()
         self._phase = Phase.HEALTHY
-        self._over = threading.Event()
+        self._over = threading.Event()  # no fault lasts, and there was one
+        self._ending = False
         self._never = threading.Event()
         self._path = "none"
-        self._opened = 0
+        self._opened = 0  # how often breakers had, when the fault began
+        self._open = False
         self._holders: list[HolderProcess] = [HolderProcess(self._order())]
         if self._fault in OTHERS:
-            self._holders.append(HolderProcess(self._order(**OTHERS[self._fault])))
+            self._holders.append(HolderProcess(self._order(*OTHERS[self._fault])))
         self._make_blocks()
         options = FetchOptions(
             deadline_s=self._deadline_s,
@@ -144,7 +145,8 @@ class Fault(LaneBody):
             raise
 
     def stop(self) -> None:
-        """Let the first script, and the request under way, finish."""
+        """Let the script under way, the first at least, and the request finish."""
+        self._ending = True
         self._over.wait(STOP_S)
         super().stop()
 
@@ -188,14 +190,15 @@ class Fault(LaneBody):
 
     # Before the clock starts.
 
-    def _order(self, **other: Any) -> Order:  # noqa: ANN401  of an Order
+    def _order(self, version: int = PROTOCOL_VERSION, salt: str = "") -> Order:
         return Order(
             block_bytes=self._layout.block_bytes,
             blocks=PREFIXES * self._batch,
             seed=self._context.seed,
             how=self._context.word("transport"),
             proxy=self._fault in ON_THE_WAY,
-            **other,
+            version=version,
+            salt=salt,
         )
 
     def _make_blocks(self) -> None:
@@ -248,9 +251,8 @@ class Fault(LaneBody):
 
     def _request(self, prefix: int) -> Outcome:
         """A local hit, and a request; what became of both."""
-        keys, store, tally = self._keys[prefix], self._reading.store, self._tally
+        keys, store = self._keys[prefix], self._reading.store
         self._rows[:, :8] = 0
-        self._rows[:, -8:] = 0
         start_s = time.perf_counter()
         hit = store.get_into(keys[: self._local], self._rows[: self._local]).result()
         local_s = time.perf_counter() - start_s
@@ -291,10 +293,9 @@ class Fault(LaneBody):
         (tally.local_healthy_s if healthy else tally.local_faulty_s).append(local_s)
         if not healthy:
             tally.late += seconds > self._deadline_s
-        if phase is Phase.FAULT and self._open_at is None:
-            if self._breakers() > self._opened:
-                self._open_at = time.monotonic()
-                tally.open_s.append(self._open_at - self._since_s)
+        if phase is Phase.FAULT and not self._open and self._breakers() > self._opened:
+            self._open = True
+            tally.open_s.append(time.monotonic() - self._since_s)
         if phase is Phase.AFTER and whole:
             tally.clean_s.append(time.monotonic() - self._since_s)
             self._end_script()
@@ -307,9 +308,13 @@ class Fault(LaneBody):
         if phase is Phase.HEALTHY:
             seen = self._tally.requests[phase] - self._seen
             if passed_s >= context.count("healthy_ms") / MS_PER_S and seen >= LEAST_HEALTHY:
+                self._over.clear()
+                if self._ending and self._tally.scripts:  # looked at after the line above
+                    self._over.set()
+                    return
                 self._path = self._reading.path()
                 self._opened = self._breakers()
-                self._open_at: float | None = None
+                self._open = False
                 self._begin_fault()
                 self._now_in(Phase.FAULT)
         elif phase is Phase.FAULT:

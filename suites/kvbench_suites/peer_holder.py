@@ -13,15 +13,15 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 import numpy as np
 from msgspec import structs
 
-import kvbench.peer.grant
 from kvbench.errors import KvbenchError, UsageError
 from kvbench.measure.pattern import Pattern
+from kvbench.peer import grant
 from kvbench.peer.certs import TlsFiles, server_context
 from kvbench.peer.holder import Holder
 from kvbench.peer.model import PEER_ID_BYTES, PROTOCOL_VERSION, Peer
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 FILL_BYTES = 64 * 2**20  # put at a time
 SPARE_SHARE = 8  # a drive has one slot in so many to spare
-MOST_ROUNDS = 100  # of puts that are to push blocks out
+MOST_ROUNDS = 1000  # of puts that are to push blocks out
+WAIT_S = 0.005  # until the next, if all is lent
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -110,6 +111,7 @@ class Holding:
         self.layout = Layout(order.block_bytes)
         self._pattern = Pattern(order.seed)
         self._others = 0
+        self._pause = threading.Event()
         self._store = open_store(self._config())
         self._step = max(1, FILL_BYTES // order.block_bytes // 2)
         rows = mapped_buffer(self._step * order.block_bytes, huge_pages=True)
@@ -147,7 +149,7 @@ class Holding:
             for row, number in zip(self._rows, numbers, strict=False):
                 self._pattern.fill(row, number * size)
             keys = [key_of(self.order.seed, number) for number in numbers]
-            self._done(self._store.put(keys, self._rows[: len(keys)]).result())
+            self._put(keys)
             if self.order.tier == "nvme":
                 self._done(self._store.flush(keys).result())
 
@@ -191,7 +193,7 @@ class Holding:
 
     def _listen(self) -> None:
         order, store = self.order, self._store
-        kvbench.peer.grant.PROTOCOL_VERSION = order.version  # a peer of another kvbench
+        grant.__dict__["PROTOCOL_VERSION"] = order.version  # as a peer of another kvbench has it
         share = Share(namespace_of(order.seed, order.salt))
         peer = Peer(
             id=os.urandom(PEER_ID_BYTES),
@@ -238,9 +240,22 @@ class Holding:
             some = min(self._step, count - done)
             names = range(self._others, self._others + some)
             keys = [key_of(self.order.seed, -1 - name) for name in names]
-            self._done(self._store.put(keys, self._rows[:some]).result())
+            self._put(keys)
             self._others += some
             done += some
+
+    def _put(self, keys: list[bytes]) -> None:
+        """Put the first rows; what is lent to somebody is in the way until he has let it go."""
+        left, rows = keys, list(self._rows[: len(keys)])
+        for _ in range(MOST_ROUNDS):
+            statuses = self._store.put(left, rows).result()
+            busy = [at for at, status in enumerate(statuses) if status is Status.BUSY]
+            self._done([status for status in statuses if status is not Status.BUSY])
+            if not busy:
+                return
+            left, rows = [left[at] for at in busy], [rows[at] for at in busy]
+            self._pause.wait(WAIT_S)
+        raise UsageError(f"{len(left)} blocks find no room: all that is there is lent")
 
     def _done(self, statuses: list[Status]) -> None:
         if statuses.count(Status.OK) != len(statuses):
@@ -287,10 +302,10 @@ def main() -> None:
         out.write(msgspec.json.encode(said) + b"\n")
         out.flush()
 
+    order = msgspec.json.decode(lines.readline(), type=Order)
     try:
-        order = msgspec.json.decode(lines.readline(), type=Order)
         holding = Holding(order)
-    except (KvbenchError, OSError, msgspec.MsgspecError) as error:
+    except (KvbenchError, OSError) as error:
         say(Said(error=str(error)))
         _leave(1)
     ready = Ready(
@@ -318,7 +333,7 @@ def _die_with_parent() -> None:
         _leave(3)
 
 
-def _leave(status: int) -> None:
+def _leave(status: int) -> NoReturn:
     """At once: UCX may crash as a process ends."""
     sys.stderr.flush()
     os._exit(status)

@@ -11,13 +11,12 @@ import select
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from kvbench.errors import TierUnavailableError
 from kvbench.measure.body import Context, Observed
-from kvbench.measure.pattern import Bytes
 from kvbench.peer.model import PeerError, Reason
 from kvbench.store.nixl_file import load_nixl
 from kvbench_suites import peer_mooncake
@@ -25,6 +24,9 @@ from kvbench_suites.peer import PATHS, PYTHON_MOONCAKE
 from kvbench_suites.peer_bodies import BlockBody
 from kvbench_suites.peer_holder import Order
 from kvbench_suites.peer_processes import HolderProcess
+
+if TYPE_CHECKING:
+    from kvbench.measure.pattern import Bytes
 
 ANSWER_S = 60.0
 MEMORY = "DRAM"

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 import msgspec
 
 from kvbench.errors import TierUnavailableError, UsageError
-from kvbench.peer.model import Peer
+from kvbench.peer.model import Peer, PeerError, Reason
 from kvbench_suites.peer_holder import Command, Order, Ready, Said
 
 MODULE = "kvbench_suites.peer_holder"
@@ -44,8 +44,8 @@ class HolderProcess:
         return self._process.pid
 
     @property
-    def peer(self) -> Peer:
-        """Who it is.
+    def ready(self) -> Ready:
+        """What it said once it was.
 
         Raises:
             TierUnavailableError: it cannot be; with its own reason.
@@ -54,16 +54,24 @@ class HolderProcess:
             self._ready = self._answer(START_S).ready
         if self._ready is None:
             raise TierUnavailableError("a holder's first line does not say who it is")
-        return msgspec.msgpack.decode(self._ready.peer, type=Peer)
+        return self._ready
+
+    @property
+    def peer(self) -> Peer:
+        """Who it is; see `ready`."""
+        return msgspec.msgpack.decode(self.ready.peer, type=Peer)
 
     def does(self, name: str, *, first: int = 0, end: int = 0, mode: str = "") -> dict[str, Any]:
         """Have it do something; what it says.
 
         Raises:
-            TierUnavailableError: it cannot, or does not answer.
+            PeerError: it cannot, or does not answer.
         """
         self._said(Command(name=name, first=first, end=end, mode=mode))
-        return self._answer(ANSWER_S).facts
+        try:
+            return self._answer(ANSWER_S).facts
+        except TierUnavailableError as error:
+            raise PeerError(str(error), Reason.UNREACHABLE) from None
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

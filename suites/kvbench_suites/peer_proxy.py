@@ -60,7 +60,7 @@ class Proxy:
             for one, two, back in ((near, far, False), (far, near, True)):
                 threading.Thread(target=self._pass, args=(one, two, back), daemon=True).start()
 
-    def _pass(self, one: socket.socket, two: socket.socket, back: bool) -> None:  # noqa: FBT001  of a thread
+    def _pass(self, one: socket.socket, two: socket.socket, back: bool) -> None:
         two.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         piece = bytearray(PIECE_BYTES)
         with contextlib.suppress(OSError):

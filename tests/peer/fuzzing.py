@@ -19,7 +19,17 @@ from collections.abc import Callable
 
 import msgspec
 
-from kvbench.peer.messages import HERE, MOST_MESSAGE_BYTES, Answer, Ask, Hello, Place, Welcome
+from kvbench.peer.messages import (
+    HERE,
+    MOST_MESSAGE_BYTES,
+    Answer,
+    Ask,
+    Hello,
+    Place,
+    Prove,
+    Proven,
+    Welcome,
+)
 from kvbench.peer.model import PeerError
 from kvbench.peer.protocol import HEADER, MESSAGE, Arrived, Role, State, frame
 from tests.peer.protocol_ends import (
@@ -27,6 +37,7 @@ from tests.peer.protocol_ends import (
     HELLO,
     LAYOUT,
     PROVE,
+    PROVEN,
     STATES,
     WELCOME,
     answer_of,
@@ -68,6 +79,8 @@ class _Case:
             if depth > 0:
                 self._hear(frame(WELCOME))
             if depth > 1:
+                self._hear(frame(PROVEN))
+            if depth > 2:
                 self._hear(frame(ANSWER))
             return
         for message in (HELLO, PROVE, ASK)[:depth]:
@@ -102,12 +115,15 @@ class _Case:
         end = self.end
         if isinstance(event, Hello):
             end.send(WELCOME)
+        elif isinstance(event, Prove):
+            end.send(PROVEN)
         elif isinstance(event, Ask):
             end.send(_answer(event))
             if end.state is State.PAYLOAD:
                 end.payload_sent()
         elif isinstance(event, Welcome):
-            end.send(PROVE)
+            end.prove(PROVE, PROVEN.proof)
+        elif isinstance(event, Proven):
             end.ask(ASK, TARGETS)
 
 

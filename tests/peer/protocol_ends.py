@@ -16,19 +16,22 @@ from kvbench.peer.messages import (
     Hello,
     Place,
     Prove,
+    Proven,
     Refused,
     Release,
     Welcome,
 )
-from kvbench.peer.protocol import Connection, Event, Role
+from kvbench.peer.model import PROTOCOL_VERSION
+from kvbench.peer.protocol import Connection, Event, Role, frame
 from kvbench.store.block import Bytes, Layout, checksums
 
 LAYOUT = Layout(512, parts=2)
 TAG = b"t" * 16
 NONCE = b"n" * 32
-HELLO = Hello(1, b"a" * 16, LAYOUT.block_bytes, LAYOUT.parts, NONCE, "tcp")
-WELCOME = Welcome(1, b"h" * 16, 77, NONCE)
+HELLO = Hello(PROTOCOL_VERSION, b"a" * 16, LAYOUT.block_bytes, LAYOUT.parts, NONCE, "tcp")
+WELCOME = Welcome(PROTOCOL_VERSION, b"h" * 16, 77, NONCE)
 PROVE = Prove(TAG, b"p" * 32)
+PROVEN = Proven(TAG, b"q" * 32)
 REFUSED = Refused("busy", "later")
 RELEASE = Release(3)
 GOODBYE = Goodbye()
@@ -94,7 +97,8 @@ def open_pair() -> tuple[Connection, Connection]:
     one, two = asker(), holder()
     feed(two, one.send(HELLO))
     feed(one, two.send(WELCOME))
-    feed(two, one.send(PROVE))
+    feed(two, one.prove(PROVE, PROVEN.proof))
+    feed(one, two.send(PROVEN))
     return one, two
 
 
@@ -107,7 +111,9 @@ def holder_says(states: bytes, *, place: bool = False) -> bytes:
     end = holder()
     feed(end, asker_says(len(states), place=place)[0])
     said = end.send(WELCOME)
-    feed(end, asker_says(len(states), place=place)[1])
+    feed(end, frame(PROVE))
+    said += end.send(PROVEN)
+    feed(end, asker_says(len(states), place=place)[1][len(frame(PROVE)) :])
     said += end.send(answer_of(states, place=place))
     if not place and HERE in states:
         said += payload_of(states)
@@ -121,7 +127,9 @@ def asker_says(keys: int, *, place: bool = False) -> tuple[bytes, bytes]:
     hello = end.send(HELLO)
     feed(end, holder_welcome())
     rows = [] if place else list(rows_of(keys))
-    return hello, end.send(PROVE) + end.ask(ask_of(keys, place=place), rows)
+    proof = end.prove(PROVE, PROVEN.proof)
+    feed(end, frame(PROVEN))
+    return hello, proof + end.ask(ask_of(keys, place=place), rows)
 
 
 def holder_welcome() -> bytes:
@@ -137,6 +145,7 @@ EVERY: tuple[AnyMessage, ...] = (
     WELCOME,
     REFUSED,
     PROVE,
+    PROVEN,
     ask_of(2),
     answer_of(bytes((HERE, GONE))),
     RELEASE,

@@ -124,6 +124,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_is_named(
         ("[fetch]\nhedge_s = -1", "[fetch] hedge_s is -1.0: it has to be more than 0"),
         ("[serve]\nconnections = 0", "[serve] connections is 0: it is positive"),
         ("[serve]\ndrain_s = -1", "key 'serve.drain_s' = -1.0: expected 0 or more"),
+        ("[serve]\nask = '63KiB'", "key 'serve.ask' = 64512: a block has 65536 bytes"),
         ("[data]\ntransports = ['tcp', 'udp']", "key 'data.transports[1]': Invalid enum value"),
         ("[data]\nnixl_port = 65536", "key 'data.nixl_port' = 65536: expected 0 to 65535"),
         ("[data]\ntransports = []", "key 'data.transports': expected a list that names each"),
@@ -132,6 +133,11 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_is_named(
         ("[data]\nlisten = '127.0.0.1:99999'", "key 'data.listen' = '127.0.0.1:99999'"),
         ("[data]\nlisten = '0.0.0.0:7400'", "key 'data.listen' = '0.0.0.0:7400' is every address"),
         ("[metrics]\nlisten = 'x'", "key 'metrics.listen' = 'x': expected host:port"),
+        (
+            "[metrics]\nlisten = '0.0.0.0:9464'",
+            "key 'metrics.listen' = '0.0.0.0:9464': metrics are plain HTTP",
+        ),
+        ("[metrics]\nlisten = '10.1.2.3:1'", "key 'metrics.listen' = '10.1.2.3:1': metrics are"),
         ("[cluster]\nlease_s = 0.01", "[cluster] lease_s is 0.01"),
         ("[cluster]\njoin = ['nowhere']", "[cluster] 'nowhere' is no endpoint"),
         ("[cluster]\nlisten = ['10.0.0.1:7447']", "[cluster] tcp/10.0.0.1:7447: beyond loopback"),
@@ -173,6 +179,17 @@ def test_a_wrong_value_is_one_line_with_file_and_key(tmp_path: Path, more: str, 
 )
 def test_what_is_needed_and_missing_is_said(tmp_path: Path, text: str, said: str) -> None:
     assert refused(tmp_path, text).startswith(said)
+
+
+def test_several_namespaces_have_to_name_tenants_of_their_own(tmp_path: Path) -> None:
+    second = f"[[namespace]]\ndigest = '{'62' * 32}'\n"
+    a, b, both = "tenants = ['a']\n", "tenants = ['b']\n", "tenants = ['b', 'a']\n"
+    said = "namespace[0] and namespace[1] both have tenant 'a': a tenant is of one namespace"
+    assert refused(tmp_path, LEAST + a + second + both) == said
+    for text, at in ((second, 0), (a + second, 1), ("\n" + second + b, 0)):
+        assert refused(tmp_path, LEAST + text).startswith(f"namespace[{at}] is for all tenants")
+    shares = load(tmp_path, LEAST + a + second + b).shares()
+    assert [share.tenants for share in shares] == [frozenset("a"), frozenset("b")]
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
@@ -246,6 +263,18 @@ def test_what_is_advertised_is_what_others_are_told(tmp_path: Path) -> None:
         assert config.advertised("nixl", "0.0.0.0:12") == nixl
         assert config.advertised("shm", "kvbench-1") == "kvbench-1"
     assert load(tmp_path, LEAST).advertised("tcp", "127.0.0.1:4711") == "127.0.0.1:4711"
+
+
+def test_metrics_are_served_beyond_loopback_if_the_user_says_insecure(tmp_path: Path) -> None:
+    more = "[cluster]\ninsecure = true\n[metrics]\nlisten = '0.0.0.0:9464'"
+    assert load(tmp_path, LEAST + more).metrics_listen() == ("0.0.0.0", 9464)
+    for local in ("127.0.0.1", "[::1]", "localhost"):
+        assert load(tmp_path, LEAST + f"[metrics]\nlisten = '{local}:1'").metrics_listen()
+
+
+def test_128_peers_with_two_connections_each_can_be_served(tmp_path: Path) -> None:
+    config = load(tmp_path, LEAST)
+    assert config.listener_limits().connections >= 128 * config.fetch.streams
 
 
 def test_tokens_a_second_say_what_a_block_costs(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_a_lookup_names_who_has_how_much_of_a_prefix_longest_first() -> None:
     most=st.integers(1, 20),
     skipped=st.sets(st.integers(0, 40)),
 )
+@settings(deadline=None)
 def test_holders_are_those_of_a_scan_of_every_key_of_every_peer(
     lengths: dict[int, int], asked: int, most: int, skipped: set[int]
 ) -> None:

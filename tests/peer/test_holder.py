@@ -12,9 +12,9 @@ from msgspec import structs
 from kvbench.errors import UsageError
 from kvbench.peer.grant import Grant
 from kvbench.peer.holder import Holder, HolderLimits
-from kvbench.peer.messages import BUSY, GONE, HERE, Ask, Hello, Prove
-from kvbench.peer.model import PeerError, Reason
-from kvbench.peer.shares import Share, proof_of, tag_of
+from kvbench.peer.messages import BUSY, GONE, HERE, Ask, Hello, Prove, Proven
+from kvbench.peer.model import PROTOCOL_VERSION, PeerError, Reason
+from kvbench.peer.shares import Share, holder_proof_of, proof_of, tag_of
 from kvbench.store.block import Bytes, Layout, checksums
 from kvbench.store.dram import DramTier
 from kvbench.store.loans import Lent
@@ -289,7 +289,9 @@ def test_neighbours_in_a_file_are_sent_together(store: TieredStore, tier: DramTi
 
 def grant_of(holder: Holder) -> Grant:
     grant = Grant(holder, "tcp")
-    grant.welcome(Hello(1, b"a" * 16, LAYOUT.block_bytes, LAYOUT.parts, b"n" * 32, "tcp"))
+    grant.welcome(
+        Hello(PROTOCOL_VERSION, b"a" * 16, LAYOUT.block_bytes, LAYOUT.parts, b"n" * 32, "tcp")
+    )
     return grant
 
 
@@ -305,6 +307,49 @@ def test_a_proof_is_good_for_its_namespace_and_its_connection_only(store: Tiered
     assert "not shared" in grant.why
     counts = holder.counts()
     assert (counts.wrong_proof, counts.unknown_namespace) == (2, 1)
+
+
+def test_the_holders_proof_is_of_its_connection_its_id_and_its_own_label(
+    store: TieredStore,
+) -> None:
+    holder = holder_of(store)
+    grant, other = grant_of(holder), grant_of(holder)
+    good = proof_of(NAMESPACE, grant.nonce, b"n" * 32)
+    said = grant.proven(Prove(TAG, good))
+    me = holder.me.id
+    assert said == Proven(TAG, holder_proof_of(NAMESPACE, grant.nonce, b"n" * 32, me))
+    others = {
+        good,
+        other.proven(Prove(TAG, good)).proof,
+        holder_proof_of(NAMESPACE, grant.nonce, b"m" * 32, me),
+        holder_proof_of(NAMESPACE, grant.nonce, b"n" * 32, b"i" * 16),
+        holder_proof_of(OTHER, grant.nonce, b"n" * 32, me),
+    }
+    assert len(others) == 5
+    assert said.proof not in others
+    assert not grant.proves(Prove(TAG, said.proof))
+
+
+def test_who_has_proven_one_namespace_gets_no_block_of_another(store: TieredStore) -> None:
+    of_a, of_b = keys_of(1), keys_of(1, prefix=1)
+    put(store, of_a, tenant="a")
+    put(store, of_b, tenant="b")
+    shares = [Share(NAMESPACE, frozenset({"a"})), Share(OTHER, frozenset({"b"}))]
+    holder = Holder(store, shares, peer_of(store))
+    for tag, states in ((TAG, (HERE, GONE)), (tag_of(OTHER), (GONE, HERE))):
+        ask = structs.replace(ask_of(holder, of_a + of_b), tag=tag)
+        served = holder.answer(ask)
+        assert served.answer.states == bytes(states)
+        served.end(used=False)
+
+
+def test_several_namespaces_have_tenants_of_their_own(store: TieredStore) -> None:
+    a, b, all_of_them = frozenset({"a", "x"}), frozenset({"b", "x"}), None
+    with pytest.raises(UsageError, match=r"share\[0\] and share\[1\] both have tenant 'x'"):
+        Holder(store, [Share(NAMESPACE, a), Share(OTHER, b)], peer_of(store))
+    for first, second, at in ((a, all_of_them, 1), (all_of_them, b, 0), (None, None, 0)):
+        with pytest.raises(UsageError, match=rf"share\[{at}\] is for all tenants"):
+            Holder(store, [Share(NAMESPACE, first), Share(OTHER, second)], peer_of(store))
 
 
 def test_the_tag_and_the_proof_do_not_give_the_digest_away() -> None:

@@ -293,8 +293,21 @@ def test_a_configuration_that_cannot_be_is_one_clear_line(
 def test_a_port_that_is_taken_is_one_clear_line() -> None:
     with replication(1) as one:
         taken = one.membership.endpoints[0]
-        with pytest.raises(PeerError, match=f"cannot listen on {taken}"):
+        with pytest.raises(PeerError) as refused:
             Watcher(MembershipConfig(listen=[taken])).membership.start()
+    assert str(refused.value) == f"cannot listen on {taken}: Address already in use"
+
+
+def test_localhost_is_loopback_only_if_that_is_where_it_leads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def elsewhere(*_: object) -> list[tuple[object, ...]]:
+        return [(0, 0, 0, "", ("127.0.0.1", 0)), (0, 0, 0, "", ("10.0.0.7", 0))]
+
+    monkeypatch.setattr("kvbench.peer.cluster.socket.getaddrinfo", elsewhere)
+    with pytest.raises(UsageError, match="localhost:1: beyond loopback without TLS"):
+        MembershipConfig(listen=["localhost:1"])
+    MembershipConfig(listen=["127.0.0.1:1"])
 
 
 def test_a_peer_starts_although_nobody_is_there_to_be_joined() -> None:

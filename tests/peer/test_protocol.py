@@ -18,6 +18,7 @@ from kvbench.peer.messages import (
     Ask,
     Place,
     Prove,
+    Proven,
 )
 from kvbench.peer.model import PeerError, Reason
 from kvbench.peer.protocol import (
@@ -41,6 +42,7 @@ from tests.peer.protocol_ends import (
     HELLO,
     LAYOUT,
     PROVE,
+    PROVEN,
     STATES,
     TAG,
     WELCOME,
@@ -72,12 +74,15 @@ def hear_all(states: bytes, data: bytes, cuts: list[int], *, place: bool = False
     end = started_asker()
     rows = rows_of(0 if place else len(states))
     welcome_ends = len(frame(WELCOME))
-    before = [cut for cut in cuts if cut < welcome_ends]
-    after = [cut - welcome_ends for cut in cuts if cut >= welcome_ends]
-    heard: list[object] = list(feed(end, data[:welcome_ends], before))
-    end.send(PROVE)
-    end.ask(ask_of(len(states), place=place), list(rows))
-    heard += feed(end, data[welcome_ends:], after)
+    proven_ends = welcome_ends + len(frame(PROVEN))
+    heard: list[object] = []
+    for first, last in ((0, welcome_ends), (welcome_ends, proven_ends), (proven_ends, len(data))):
+        if first == welcome_ends:
+            end.prove(PROVE, PROVEN.proof)
+        elif first == proven_ends:
+            end.ask(ask_of(len(states), place=place), list(rows))
+        inside = [cut - first for cut in cuts if first <= cut < last]
+        heard += feed(end, data[first:last], inside)
     arrived = [i for event in heard if isinstance(event, Arrived) for i in event.indexes]
     for i, row in enumerate(rows):
         wanted = block_of(i) if i in arrived else rows_of(1)[0]
@@ -92,7 +97,12 @@ def hear_asker(data: bytes, cuts: list[int], states: bytes, *, place: bool = Fal
     hello_ends = len(frame(HELLO))
     heard: list[object] = list(feed(end, data[:hello_ends], [c for c in cuts if c < hello_ends]))
     end.send(WELCOME)
-    heard += feed(end, data[hello_ends:], [c - hello_ends for c in cuts if c >= hello_ends])
+    ends = hello_ends + len(frame(PROVE))
+    heard += feed(
+        end, data[hello_ends:ends], [c - hello_ends for c in cuts if hello_ends <= c < ends]
+    )
+    end.send(PROVEN)
+    heard += feed(end, data[ends:], [c - ends for c in cuts if c >= ends])
     end.send(answer_of(states, place=place))
     return [*heard, end.state]
 
@@ -106,7 +116,7 @@ def test_what_the_asker_hears_does_not_depend_on_how_the_bytes_are_split(
 ) -> None:
     data = holder_says(states, place=place)
     here = [] if place else [i for i, state in enumerate(states) if state == HERE]
-    whole = [WELCOME, answer_of(states, place=place), GOODBYE, here]
+    whole = [WELCOME, PROVEN, answer_of(states, place=place), GOODBYE, here]
     assert hear_all(states, data, list(range(1, len(data))), place=place) == whole
     for cut in range(1, len(data)):
         assert hear_all(states, data, [cut], place=place) == whole, f"cut at {cut}"
@@ -152,7 +162,9 @@ def in_state(role: Role, state: State) -> Connection:
     feed(two, one.send(HELLO))
     if state is not State.GREETED:
         feed(one, two.send(WELCOME))
-        feed(two, one.send(PROVE))
+        feed(two, one.prove(PROVE, PROVEN.proof))
+    if state not in (State.GREETED, State.PROVING):
+        feed(one, two.send(PROVEN))
     if state in (State.ASKED, State.PAYLOAD):
         feed(two, one.ask(ask_of(2), list(rows_of(2))))
     if state is State.PAYLOAD:
@@ -359,6 +371,26 @@ def test_a_wrong_proof_ends_the_connection_and_does_not_say_what_was_wrong() -> 
     refused(two, frame(Prove(b"u" * 16, PROVE.proof)), "no such namespace, or a wrong proof")
 
 
+def proving(wanted: bytes = PROVEN.proof) -> Connection:
+    one = started_asker()
+    feed(one, frame(WELCOME))
+    one.prove(PROVE, wanted)
+    return one
+
+
+def test_no_key_is_asked_for_before_the_holder_has_proven_the_namespace_too() -> None:
+    with pytest.raises(PeerError, match="a Ask of the asker in state proving"):
+        proving().ask(ask_of(1), list(rows_of(1)))
+    refused(proving(), frame(answer_of(bytes((HERE,)))), "a Answer of the holder in state proving")
+
+
+def test_a_wrong_proof_of_the_holder_ends_the_connection() -> None:
+    wrong = "the holder did not prove"
+    refused(proving(), frame(Proven(TAG, PROVE.proof)), wrong)
+    refused(proving(b""), frame(PROVEN), wrong)
+    refused(proving(), frame(Proven(b"u" * 16, PROVEN.proof)), "a Proven of another namespace")
+
+
 def test_a_holder_without_a_judge_accepts_no_proof() -> None:
     end = Connection(Role.HOLDER, LAYOUT)
     feed(end, frame(HELLO))
@@ -372,7 +404,9 @@ def test_no_more_namespaces_are_proven_than_a_peer_may_have() -> None:
     end.send(WELCOME)
     for number in range(MOST_TAGS):
         feed(end, frame(Prove(bytes([number]) * 16, b"p" * 32)))
+        end.send(Proven(bytes([number]) * 16, b"q" * 32))
     feed(end, frame(Prove(bytes([0]) * 16, b"p" * 32)))  # once more is no more
+    end.send(Proven(bytes([0]) * 16, b"q" * 32))
     refused(end, frame(Prove(bytes([255]) * 16, b"p" * 32)), "more than")
 
 
@@ -400,6 +434,7 @@ def test_more_keys_than_an_answer_has_room_for_are_refused() -> None:
     feed(end, frame(HELLO))
     end.send(WELCOME)
     feed(end, frame(PROVE))
+    end.send(PROVEN)
     refused(end, frame(ask_of(most_keys(layout) + 1)), "an Ask of")
 
 
@@ -472,9 +507,11 @@ def test_a_spoilt_conversation_is_events_or_one_kind_of_error(data: st.DataObjec
     welcome_ends = len(frame(WELCOME))
     try:
         feed(end, bytes(said[:welcome_ends]))
-        end.send(PROVE)
+        proven_ends = welcome_ends + len(frame(PROVEN))
+        end.prove(PROVE, PROVEN.proof)
+        feed(end, bytes(said[welcome_ends:proven_ends]))
         end.ask(ask_of(len(STATES)), list(rows))
-        feed(end, bytes(said[welcome_ends:]))
+        feed(end, bytes(said[proven_ends:]))
     except PeerError:
         assert end.state is State.CLOSED
     assert (rows[[1, 3]] == 0xEE).all()  # what is not here is never written to

@@ -484,20 +484,105 @@ def test_an_answer_for_a_peer_that_left_meanwhile_is_left_alone() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"\xc1", encode(Page(1, 1, 0, 1, b"")), msgspec.msgpack.encode([1, 1, 1, 5, 5])]
 )
-def test_a_peer_that_sends_what_cannot_be_is_not_listened_to_and_the_others_are(
-    body: bytes,
+def test_what_cannot_be_is_counted_and_costs_the_peer_in_whose_name_it_comes_nothing(
+    body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    now = [0.0]
     directory = Directory()
-    follower = Follower(directory, lambda _, __, ___: None)
-    for number in (1, 2):
-        follower.joined(peer(number))
-        directory.snapshot(peer(number).id, 1, 0, pack(range(3)))
-    follower.told(peer(1).id, body)
+    follower = Follower(directory, lambda _, __, ___: None, clock=lambda: now[0])
     follower.joined(peer(1))
-    assert directory.holders(keys(range(3))) == [(peer(2).id, 3)]
-    assert follower.repairs().expelled == 1
-    follower.told(peer(2).id, encode(Delta(1, 1, pack([3]), b"")))
-    assert directory.holders(keys(range(4))) == [(peer(2).id, 4)]
+    directory.snapshot(peer(1).id, 1, 0, pack(range(3)))
+    for _ in range(1000):
+        follower.told(peer(1).id, body)
+    assert follower.repairs().garbage == 1000
+    assert [text.partition(",")[0] for text in caplog.messages] == [
+        "garbage in the name of peer peer-1"
+    ]
+    now[0] = 11.0
+    follower.told(peer(1).id, body)
+    assert "garbage in the name of peer peer-1, 1001 so far" in caplog.messages[-1]
+    follower.told(peer(1).id, encode(Delta(1, 1, pack([3]), b"")))
+    assert directory.holders(keys(range(4))) == [(peer(1).id, 4)]
+
+
+@pytest.mark.parametrize("ahead", [[1], [1, 2, 3], [2], [1000], [1, 2, 2**62], [2**62, 5, 4, 3]])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_deltas_that_were_made_up_are_put_right_by_the_peers_own_beats(
+    ahead: list[int], *, goes_on: bool
+) -> None:
+    net = settled()
+    told = net.publisher.summary().sequence
+    for number in ahead:
+        sequence = min(told + number, 2**62)
+        made_up = Delta(net.store.log.epoch, sequence, pack([10**6 + number % 999]), b"")
+        net.follower.told(net.me.id, encode(made_up))
+    for second in range(8):
+        if goes_on:
+            net.store.put([key(second)])
+            net.publisher.step()
+        net.beat()
+        net.deliver(unkind=False)
+        for _ in range(10):
+            net.tick(0.1)
+            net.answer()
+    assert net.equal()
+    assert set(net.directory._masks) == (set(range(8)) if goes_on else set())
+
+
+def test_made_up_deltas_without_end_cost_the_peer_few_snapshots() -> None:
+    net = settled()
+    asked = 0
+    for number in range(2000):  # 20 s
+        made_up = Delta(net.store.log.epoch, 10**6 + number, pack([7]), b"")
+        net.follower.told(net.me.id, encode(made_up))
+        net.tick(0.01)
+        asked += len(net.asked)
+        net.answer()
+    assert 5 <= asked <= 20
+    assert net.follower._views[net.me.id].waits < 1000
+    assert net.follower.repairs().garbage >= asked - 1
+    net.tick(3)
+    net.answer()
+    net.beat()
+    net.deliver(unkind=False)
+    net.tick(3)
+    net.answer()
+    assert net.equal()
+
+
+def test_deltas_of_nothing_wait_within_the_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvbench.peer.replication.MOST_WAITING", 100)
+    net = Net(1)
+    for number in range(1000):
+        net.follower.told(net.me.id, encode(Delta(net.store.log.epoch, number + 2, b"", b"")))
+    assert 0 < len(net.follower._views[net.me.id].waiting) <= 100
+
+
+def test_who_asks_for_what_was_never_told_gets_the_snapshot_that_there_is() -> None:
+    store = Eventful()
+    publisher, _ = publisher_of(store)
+    publisher.page(PageRequest(store.log.epoch, 0, 0, 0))
+    kept = publisher._snapshot
+    publisher.page(PageRequest(store.log.epoch, 0, 0, 2**62))
+    assert publisher._snapshot is kept
+
+
+def test_a_page_that_cannot_be_is_asked_for_again_later() -> None:
+    net = Net(1)
+    net.store.put(keys([1]))
+    net.publisher.step()
+    net.queue.clear()
+    for body in (b"garbage", encode(Page(net.store.log.epoch, 1, 3, 9, b""))):
+        net.tick(3)
+        ((_, then),) = net.asked
+        net.asked.clear()
+        then(body)
+        net.tick(0.001)
+        assert not net.asked, "a pause first"
+    net.tick(3)
+    net.answer()
+    assert net.equal()
+    assert (net.follower.repairs().garbage, net.follower.repairs().failures) == (2, 2)
 
 
 def test_hints_of_another_epoch_are_void() -> None:

@@ -24,6 +24,7 @@ from kvbench.peer.certs import TlsFiles, client_context, make_ca, make_certifica
 from kvbench.peer.config import load_config
 from kvbench.peer.membership import ROOT
 from kvbench.peer.messages import Hello
+from kvbench.peer.model import PROTOCOL_VERSION
 from kvbench.peer.protocol import frame
 from kvbench.peer.service import PeerService
 from kvbench.peer.shares import tag_of
@@ -37,7 +38,9 @@ KEYS = keys_of(12)
 NAME = "peer-whose-name-is-secret"
 CLUSTER = "tests"  # of tests.peer.sidecar
 SILENCE_S = 0.5  # what a stranger was not told until then it is not told
-HELLO = frame(Hello(1, b"s" * 16, LAYOUT.block_bytes, LAYOUT.parts, b"n" * 32, "tcp"))
+HELLO = frame(
+    Hello(PROTOCOL_VERSION, b"s" * 16, LAYOUT.block_bytes, LAYOUT.parts, b"n" * 32, "tcp")
+)
 
 
 class Secured(NamedTuple):

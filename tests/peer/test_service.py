@@ -9,17 +9,21 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from kvbench.errors import UsageError
 from kvbench.peer import connect, membership
 from kvbench.peer.certs import make_ca, make_certificate
 from kvbench.peer.client import Onlooker, PeerClient
+from kvbench.peer.cluster import MembershipConfig
 from kvbench.peer.config import load_config
 from kvbench.peer.messages import Ask
 from kvbench.peer.model import PeerError
+from kvbench.peer.replication import Replication
 from kvbench.peer.service import PeerService
 from kvbench.peer.shares import tag_of
 from kvbench.peer.status import decode, encode
+from kvbench.peer.view import seen, troubles
 from kvbench.store.block import Layout, Status
 from kvbench.store.dram import DramTier
 from kvbench.store.store import TieredStore
@@ -252,6 +256,45 @@ def test_a_status_survives_the_wire_and_what_is_none_is_refused(tmp_path: Path) 
                 decode(body)
 
 
+def test_who_asks_while_a_service_starts_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start, said = Replication.start, list[str]()
+
+    def asked_meanwhile(self: Replication) -> None:
+        start(self)
+        where = MembershipConfig(cluster="tests", join=self.membership.endpoints)
+        with Onlooker(where) as onlooker:
+            (one,) = onlooker.peers(PATIENCE_S)
+            for ask in (onlooker.status, onlooker.drain):
+                with pytest.raises(PeerError) as refused:
+                    ask(one, PATIENCE_S)
+                said.append(str(refused.value))
+
+    monkeypatch.setattr(Replication, "start", asked_meanwhile)
+    with service(toml(tmp_path, "a")) as a:
+        assert said == [f"peer {a.me.id.hex()[:8]}: it is starting: ask again"] * 2
+        assert not a.draining
+        assert a.status().members["failed"] == 0
+    assert "Traceback" not in caplog.text
+
+
+def test_status_says_in_words_that_garbage_came(tmp_path: Path) -> None:
+    with service(toml(tmp_path, "a")) as a:
+        status = a.status()
+        assert not list(troubles(seen([a.me], [status])))
+        spoilt = structs.replace(status, repairs=status.repairs | {"garbage": 3})
+        (line,) = troubles(seen([a.me], [spoilt]))
+        assert line.startswith("a: 3 messages in the name of other peers were garbage")
+
+
+def test_metrics_beyond_loopback_are_said_to_be_open(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with service(toml(tmp_path, "a", more="insecure = true\n[metrics]\nlisten = '0.0.0.0:0'")):
+        assert "insecure: anybody who reaches 0.0.0.0:0 can read the metrics" in caplog.text
+
+
 def test_a_tenant_with_another_salt_finds_nothing(tmp_path: Path) -> None:
     with service(toml(tmp_path, "a")) as a:
         put(a.store.store, KEYS)
@@ -324,6 +367,21 @@ def test_a_client_without_a_store_fetches_single_blocks(tmp_path: Path) -> None:
         assert found[1].why == "nobody"
         assert (rows[0] == payload_of(KEYS[7])).all()
         assert (rows[2] == payload_of(KEYS[2])).all()
+
+
+def test_a_client_fetches_many_blocks_in_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvbench.peer.client.PORTION", 5)
+    with service(toml(tmp_path, "a")) as a:
+        put(a.store.store, KEYS)
+        told = eventually(lambda: a.status().entries == len(KEYS), PATIENCE_S)
+        assert told
+        rows = empty_rows(len(KEYS))
+        with PeerClient(load_config(toml(tmp_path, "c", join=a.join))) as client:
+            found = client.get(KEYS, list(rows), deadline_s=WAIT_S)
+    assert [got.status for got in found] == [OK] * len(KEYS)
+    assert (rows == payloads_of(KEYS)).all()
 
 
 def test_a_client_says_that_nobody_is_there(tmp_path: Path) -> None:

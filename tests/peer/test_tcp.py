@@ -1,5 +1,6 @@
 """Blocks over real sockets on loopback: what arrives, and every way in which it does not."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ from msgspec import structs
 from kvbench.errors import UsageError
 from kvbench.peer.holder import HolderLimits
 from kvbench.peer.listener import ListenerLimits
-from kvbench.peer.messages import Hello, Refused, decode
-from kvbench.peer.model import Outcome, PeerError, Pull, Reason
-from kvbench.peer.protocol import HEADER, MESSAGE, frame, most_keys
-from kvbench.peer.shares import Share
+from kvbench.peer.messages import HERE, Answer, Ask, Hello, Prove, Proven, Refused, Welcome, decode
+from kvbench.peer.model import PROTOCOL_VERSION, Outcome, PeerError, Pull, Reason
+from kvbench.peer.protocol import HEADER, MESSAGE, Connection, Role, frame, most_keys
+from kvbench.peer.shares import Share, holder_proof_of, proof_of, tag_of
 from kvbench.peer.tcp import TcpListener, TcpTransport
-from kvbench.store.block import Layout
+from kvbench.store.block import Bytes, Layout
+from kvbench.store.copying import sums_of
 from kvbench.store.dram import DramTier
 from tests.peer.serving import (
     Proxy,
@@ -494,6 +497,113 @@ def test_a_pull_whose_time_is_over_asks_nobody(served: Served) -> None:
     channel.close()
 
 
+# Holders that do not know the namespace.
+
+
+class Rogue:
+    """A member at a port of its own that says it holds everything; `proof` is what it proves by.
+
+    It answers whatever comes, and keeps every byte that it was sent.
+    """
+
+    def __init__(self, served: Served, proof: Callable[[Prove, bytes, bytes], bytes]) -> None:
+        self.heard = b""
+        self._served, self._proof = served, proof
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        sock, _ = self._listening.accept()
+        sock.settimeout(WAIT_S)
+        core = Connection(Role.HOLDER, LAYOUT, lambda _: True)
+        nonce, asker_nonce = os.urandom(32), b""
+        with sock, contextlib.suppress(PeerError, OSError):
+            while True:
+                view = core.buffer()
+                size = sock.recv_into(view)
+                self.heard += bytes(view[:size])
+                for event in core.received(size):
+                    if isinstance(event, Hello):
+                        asker_nonce, me = event.nonce, self._served.peer
+                        sock.sendall(core.send(Welcome(PROTOCOL_VERSION, me.id, me.epoch, nonce)))
+                    elif isinstance(event, Prove):
+                        proof = self._proof(event, nonce, asker_nonce)
+                        sock.sendall(core.send(Proven(event.tag, proof)))
+                    elif isinstance(event, Ask):
+                        self._lie(sock, core, event)
+
+    def _lie(self, sock: socket.socket, core: Connection, ask: Ask) -> None:
+        rows = [np.zeros(LAYOUT.block_bytes, np.uint8)] * len(ask.keys)
+        answer = Answer(
+            ask.number, bytes([HERE]) * len(rows), ["dram"] * len(rows), sums_of(rows, LAYOUT), []
+        )
+        sock.sendall(core.send(answer) + b"".join(row.tobytes() for row in rows))
+        core.payload_sent()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(WAIT_S)
+        self._listening.close()
+
+
+def pulled_from(rogue: Rogue, served: Served) -> tuple[list[Reason | None], Bytes]:
+    channel = served.connect(endpoints={"tcp": rogue.endpoint})
+    rows = empty_rows(2)
+    outcomes = served.pull(channel, keys_of(2), rows)
+    assert channel.broken == (reasons(outcomes) != [None, None])
+    channel.close()
+    return reasons(outcomes), rows
+
+
+@pytest.mark.parametrize(
+    "proof",
+    [
+        pytest.param(lambda _prove, _nonce, _asker: os.urandom(32), id="anything"),
+        pytest.param(lambda prove, _nonce, _asker: prove.proof, id="the asker's own"),
+        pytest.param(
+            lambda _prove, nonce, asker: proof_of(NAMESPACE, nonce, asker), id="the asker's label"
+        ),
+        pytest.param(
+            lambda _prove, nonce, asker: holder_proof_of(NAMESPACE, nonce, asker, b"o" * 16),
+            id="another holder's",
+        ),
+    ],
+)
+def test_a_holder_that_does_not_know_the_namespace_gets_no_key_and_no_block_in(
+    proof: Callable[[Prove, bytes, bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving() as served, caplog.at_level(logging.WARNING, "kvbench.peer"):
+        with Rogue(served, proof) as rogue:
+            seen, rows = pulled_from(rogue, served)
+        assert seen == [Reason.REFUSED] * 2
+        assert (rows == 0xEE).all()
+        assert tag_of(NAMESPACE) in rogue.heard  # it was asked to prove that, and
+        assert not any(key in rogue.heard for key in keys_of(2))
+        assert "the holder did not prove that it knows the namespace" in caplog.text
+
+
+def test_a_holders_proof_of_another_connection_is_refused() -> None:
+    with serving() as served:
+        said: list[bytes] = []
+
+        def first(_prove: Prove, nonce: bytes, asker: bytes) -> bytes:
+            said.append(holder_proof_of(NAMESPACE, nonce, asker, served.peer.id))
+            return said[0]
+
+        with Rogue(served, first) as honest:  # it knows it: so the proof itself is right
+            assert pulled_from(honest, served)[0] == [None, None]
+            assert keys_of(2)[0] in honest.heard
+        with Rogue(served, lambda *_: said[0]) as rogue:
+            seen, rows = pulled_from(rogue, served)
+        assert seen == [Reason.REFUSED] * 2
+        assert (rows == 0xEE).all()
+        assert not any(key in rogue.heard for key in keys_of(2))
+
+
 # Guests that misbehave. An honest one goes on meanwhile.
 
 
@@ -515,7 +625,7 @@ def heard(sock: socket.socket) -> bytes:
     return data
 
 
-HELLO = Hello(1, b"a" * 16, LAYOUT.block_bytes, LAYOUT.parts, b"n" * 32, "tcp")
+HELLO = Hello(PROTOCOL_VERSION, b"a" * 16, LAYOUT.block_bytes, LAYOUT.parts, b"n" * 32, "tcp")
 
 
 @pytest.mark.parametrize(
