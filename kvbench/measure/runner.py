@@ -126,7 +126,8 @@ def data_files(case: Case, setting: Setting) -> set[str]:
     if setting.profile is not None or case.unmet(setting.machine) is not None:
         return set()
     both = (case, case.beside) if case.beside else (case,)
-    return {each.operation.name for each in both if each.operation.tier == "nvme"}
+    drives = [each for each in both if "nvme" in {each.operation.tier, each.params.get("tier")}]
+    return {each.operation.name for each in drives}
 
 
 def limit_of(case: Case, setting: Setting) -> Limit:

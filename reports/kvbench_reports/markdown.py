@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from kvbench.measure.result import Report
-from kvbench_reports import practical
+from kvbench_reports import faults, practical
 from kvbench_reports import served as replays
+from kvbench_reports.faults import Cost, costs
 from kvbench_reports.head import SEPARATOR, closing, head, simulated_notice
 from kvbench_reports.interference import NOTE, Beside, interference
 from kvbench_reports.practical import OfCopy, of_copy
@@ -38,6 +39,10 @@ def render(report: Report) -> str:
     if replayed:
         blocks += [["### how the trace was served"], list(_served(replayed))]
         blocks.append([f"- {plain(replays.NOTE)}"])
+    faulty = costs(report)
+    if faulty:
+        blocks += [["### what faults cost"], list(_faults(faulty))]
+        blocks.append([f"- {plain(faults.NOTE)}"])
     beside = interference(report)
     if beside:
         blocks += [["### interference"], list(_interference(beside)), [f"- {plain(NOTE)}"]]
@@ -93,6 +98,21 @@ def _served(replayed: Sequence[Served]) -> Iterator[str]:
         figures = [share(each.hit_blocks), plain(each.tiers_text), share(each.hit_tokens)]
         moved = [each.evicted_text, each.written_text, each.left_out_text, each.extent]
         yield cells([code_cell(each.case), *figures, each.rate, each.latency, *map(plain, moved)])
+
+
+def _faults(faulty: Sequence[Cost]) -> Iterator[str]:
+    yield cells(
+        [
+            *("case", "faults", "requests", "lost in a request", "usually", "late"),
+            *("breaker", "whole again", "local hits", "wrong blocks", "did not come"),
+        ]
+    )
+    yield cells([":---", "---:", "---:", *[":---"] * 2, "---:", *[":---"] * 5])
+    for each in faulty:
+        figures = [f"{each.faults:,}", f"{each.requests:,}", plain(each.lost_text)]
+        figures += [faults.seconds(each.usual_s), f"{each.late:,}"]
+        told = [each.breaker_text, each.whole_text, each.local_text, each.wrong_text]
+        yield cells([code_cell(each.case), *figures, *map(plain, told), plain(each.reasons_text)])
 
 
 def _interference(beside: Sequence[Beside]) -> Iterator[str]:

@@ -14,8 +14,9 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from kvbench.measure.result import Report, State
-from kvbench_reports import practical
+from kvbench_reports import faults, practical
 from kvbench_reports import served as replays
+from kvbench_reports.faults import Cost, costs
 from kvbench_reports.head import SEPARATOR, SIMULATED, closing, head, simulated_notice
 from kvbench_reports.interference import NOTE, Beside, interference
 from kvbench_reports.layout import INDENT, READABLE, STYLES, prose, tier_lines
@@ -37,11 +38,13 @@ def tables(report: Report, path: str = "FILE") -> list[RenderableType]:
     beside = interference(report)
     copy, kernels = of_copy(report)
     replayed = served(report)
+    faulty = costs(report)
     return [
         Part(partial(_head, report)),
         *(Part(partial(tier_lines, view)) for view in views),
         *([Part(partial(_of_copy, copy, kernels))] if kernels else []),
         *([Part(partial(_served, replayed))] if replayed else []),
+        *([Part(partial(_faults, faulty))] if faulty else []),
         *([Part(partial(_interference, beside))] if beside else []),
         *([Part(partial(_warnings, warned))] if warned else []),
         Part(partial(_closing, report, again=again)),
@@ -145,6 +148,13 @@ def _served(replayed: Sequence[Served], width: int) -> Iterator[Text]:
     for each in replayed:
         yield from prose(each.sentence, width, hang=INDENT)
     yield from prose(replays.NOTE, width, style="dim", hang=2)
+
+
+def _faults(faulty: Sequence[Cost], width: int) -> Iterator[Text]:
+    yield Text("what faults cost", style="bold")
+    for each in faulty:
+        yield from prose(each.sentence, width, hang=INDENT)
+    yield from prose(faults.NOTE, width, style="dim", hang=2)
 
 
 def _interference(beside: Sequence[Beside], width: int) -> Iterator[Text]:

@@ -7,6 +7,7 @@ blocks of a peer are. Only the worker process imports this.
 
 import contextlib
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -36,6 +37,8 @@ class Program:
 
     def __init__(self, command: list[str]) -> None:
         self._name = command[0]
+        if shutil.which("setpriv") is not None:  # of util-linux: it ends with who started it
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._said

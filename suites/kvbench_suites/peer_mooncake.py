@@ -9,14 +9,17 @@ import importlib
 import json
 import mmap
 import os
+import signal
 import sys
-from ctypes import addressof, c_char
+from ctypes import CDLL, addressof, c_char
 
 HOST = "127.0.0.1"
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main() -> None:
     """Serve until standard input ends."""
+    CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with who started it, also standing still
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the engine talks on standard output
 

@@ -4,6 +4,7 @@ import fcntl
 import gc
 import mmap
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,8 +50,29 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Slabs of other tests of this process that are not gone yet are not looked at."""
+    gc.collect()
+    OTHERS.clear()
+    OTHERS.update(
+        line.split("-")[0]
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        if "memfd:kvbench" in line
+    )
+
+
+OTHERS: set[str] = set()  # where they are mapped
+
+
+def of_a_slab(line: str) -> bool:
+    """Whether it is the kernel's line of a mapping of a slab that this test has made."""
+    return "memfd:kvbench" in line and re.split("[- ]", line)[0] not in OTHERS
+
+
 def maps() -> str:
-    return Path("/proc/self/maps").read_text(encoding="utf-8")
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if of_a_slab(line))
 
 
 # ---------------------------------------------------------------- slots
@@ -150,7 +172,7 @@ def smaps() -> str:
     kept, inside = [], False
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         if not line.partition(" ")[0].endswith(":"):
-            inside = "memfd:kvbench" in line
+            inside = of_a_slab(line)
         if inside:
             kept.append(" ".join(line.split()))
     return "\n".join(kept)
@@ -197,7 +219,7 @@ def test_a_slab_is_bound_to_the_node_that_was_asked_for() -> None:
     tier = DramTier(Layout(MIB), 4, node=0)
     assert tier.facts()["node"] == 0
     numa = Path("/proc/self/numa_maps").read_text(encoding="utf-8")
-    lines = [line for line in numa.splitlines() if "memfd:kvbench" in line]
+    lines = [line for line in numa.splitlines() if of_a_slab(line)]
     assert len(lines) == 1
     assert lines[0].split()[1] == "bind:0"
     tier.close()
