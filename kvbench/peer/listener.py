@@ -41,6 +41,7 @@ NO_TLS = frozenset(
 )
 # To this machine itself more would only be pushed out of the caches before it is read.
 LOCAL_SEND_BYTES = 512 * 1024
+FAREWELL_S, FAREWELL_BYTES = 1.0, 64 * 1024  # what is waited for and read of who is sent away
 SLICE_S = 1.0  # how often a waiting connection looks for loans that are over
 
 
@@ -292,6 +293,8 @@ class Listener:
                 _log.debug("peer: %s was idle", guest.where)
                 return
         self._drop(error.reason.value, grant.why or str(error), guest.where)
+        if error.reason is Reason.REFUSED and not self._closing.is_set():
+            _let_hear(guest.sock)
 
     def _end(self, guest: _Guest) -> None:
         with self._lock:
@@ -311,3 +314,20 @@ class Listener:
         _log.warning(
             "peer: dropped a connection from=%s kind=%s why=%r more=%d", where, kind, why, more
         )
+
+
+def _let_hear(sock: socket.socket) -> None:
+    """End a connection so that what was said last arrives: a refusal, or the alert of TLS.
+
+    Closing while there are bytes that nobody has read takes it back (RST), and the other side sees
+    only that the connection broke.
+    """
+    until_s, unread = time.monotonic() + FAREWELL_S, FAREWELL_BYTES
+    with contextlib.suppress(OSError, ValueError):
+        sock.shutdown(socket.SHUT_WR)
+        while unread > 0 and (left_s := until_s - time.monotonic()) > 0:
+            sock.settimeout(left_s)
+            came = len(sock.recv(4096))
+            if not came:
+                return
+            unread -= came

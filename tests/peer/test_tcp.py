@@ -17,6 +17,7 @@ import pytest
 from msgspec import structs
 
 from kvbench.errors import UsageError
+from kvbench.peer import listener
 from kvbench.peer.holder import HolderLimits
 from kvbench.peer.listener import ListenerLimits
 from kvbench.peer.messages import HERE, Answer, Ask, Hello, Prove, Proven, Refused, Welcome, decode
@@ -831,17 +832,30 @@ def test_an_answer_under_way_ends_when_the_listener_is_drained() -> None:
 # TLS.
 
 
-# TLS 1.3: the asking side has shaken hands when the holder looks at its certificate. What it sees
-# first is the alert, or that the connection is gone.
-NOT_LET_IN = {Reason.REFUSED, Reason.UNREACHABLE}
-
-
 def test_who_has_no_certificate_is_refused(authority: Authority) -> None:
     with serving(tls=(authority.serving(), authority.asking(member=False))) as served:
         with pytest.raises(PeerError) as caught:
             served.connect()
-        assert caught.value.reason in NOT_LET_IN
+        assert caught.value.reason is Reason.REFUSED
         assert until(lambda: served.listener.counts().dropped == {"refused": 1})
+
+
+def test_who_is_refused_hears_it_even_if_he_had_more_to_say(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "FAREWELL_S", WAIT_S)  # it ends as soon as he has left
+    asking = authority.asking(member=False)
+    with serving(tls=(authority.serving(), asking)) as served:
+        host, _, port = served.listener.endpoint.rpartition(":")
+        with (
+            socket.create_connection((host, int(port)), WAIT_S) as plain,
+            asking.wrap_socket(plain, server_hostname=host) as sock,
+        ):
+            assert until(lambda: served.listener.counts().dropped == {"refused": 1})
+            for _ in range(3):  # to a connection that was closed the second would break it
+                sock.sendall(bytes(1024))
+            with pytest.raises(ssl.SSLError, match=r"(?i)certificate"):
+                sock.recv(1)
 
 
 def test_a_certificate_of_another_cluster_is_refused_by_both(
@@ -857,7 +871,7 @@ def test_a_certificate_of_another_cluster_is_refused_by_both(
     with serving(tls=(authority.serving(), trusting)) as served:
         with pytest.raises(PeerError) as caught:
             served.connect()
-        assert caught.value.reason in NOT_LET_IN
+        assert caught.value.reason is Reason.REFUSED
 
 
 def test_plain_tcp_to_a_tls_port_is_refused_with_a_clear_line(
