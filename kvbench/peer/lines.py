@@ -251,6 +251,7 @@ class Lines:
             if line.gone:
                 return  # nothing is kept of it
             now_s, breaker = self.clock(), line.breaker
+            opened = breaker.opened
             way = name if size_bytes else self.transport_of(line)
             estimate = self.worth.of(line.id, way)
             if arrived == len(outcomes):
@@ -267,6 +268,8 @@ class Lines:
                 breaker.late(now_s, seconds, self._usual_s(line))
             elif reasons & {Reason.GONE, Reason.BUSY}:
                 breaker.answered()
+            opened = breaker.opened - opened
+        _say(line, name, outcomes, opened=opened > 0)
 
     def _count(self, line: Line, path: str, outcomes: list[Outcome], seconds: float | None) -> None:
         if not line.gone:
@@ -418,3 +421,13 @@ class _Probe:
 
 def _broke(outcomes: Sequence[Outcome]) -> bool:
     return all(outcome.reason is Reason.UNREACHABLE for outcome in outcomes)
+
+
+def _say(line: Line, name: str, outcomes: Sequence[Outcome], *, opened: bool) -> None:
+    """What an operator should know of a pull."""
+    reasons = [outcome.reason for outcome in outcomes if outcome.reason is not None]
+    if damaged := reasons.count(Reason.CORRUPT):
+        _log.warning("peer %s: %d blocks came damaged by %s", line.peer.name, damaged, name)
+    if opened:
+        why = ", ".join(sorted({each.value for each in reasons}))
+        _log.warning("peer %s is left alone for a while: %s", line.peer.name, why)

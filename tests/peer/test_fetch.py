@@ -229,6 +229,18 @@ def test_only_one_fetch_is_slow_when_a_peer_freezes(cluster: Cluster) -> None:
     assert reasons(fetcher) == {"late": 4, "breaker": 80}
 
 
+def test_the_log_says_who_is_left_alone_and_why(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = cluster.node(keys_of(4), frozen=True)
+    fetcher = cluster.fetcher(clock=Clock())
+    for _ in range(3):
+        fetch(fetcher, keys_of(4), QUICK_S)
+    name = node.peer.name
+    said = [record.getMessage() for record in caplog.records if name in record.getMessage()]
+    assert said == [f"peer {name} is left alone for a while: late"]
+
+
 def test_a_peer_that_is_back_is_found_by_a_probe_that_nobody_waits_for(cluster: Cluster) -> None:
     keys, clock = keys_of(4), Clock()
     node = cluster.node(keys, dead=True)
