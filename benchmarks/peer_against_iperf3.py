@@ -1,6 +1,6 @@
 """Blocks from a peer over TCP on loopback, against iperf3 and a bare socket; ratios of medians.
 
-    python benchmarks/peer_against_iperf3.py [--rounds 7] [--streams 1 2]
+    python -m benchmarks.peer_against_iperf3 [--rounds 7] [--streams 1 2]
 
 The holder is another process, with its blocks in a DRAM tier; this one pulls batches of 64 into
 rows, every block checked against its checksum on arrival (and the rows compared once, at the end).
@@ -11,72 +11,43 @@ Each round runs all of them in turn, in another order.
 
 import argparse
 import json
-import os
-import random
 import socket
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-import numpy as np
 from msgspec import structs
 
-from kvbench.peer.holder import Holder
-from kvbench.peer.model import Peer, Pull
-from kvbench.peer.shares import Share
+from benchmarks.peer_blocks import (
+    BATCH,
+    DEADLINE_S,
+    HELD_BYTES,
+    SIZES,
+    check,
+    held,
+    keys_of,
+    medians,
+    peer_of,
+    pull_all,
+    pull_batch,
+    timed,
+)
 from kvbench.peer.tcp import TcpChannel, TcpListener, TcpTransport
-from kvbench.store.block import Bytes, Layout, Status
-from kvbench.store.dram import DramTier
+from kvbench.store.block import Bytes, Layout
 from kvbench.store.posix import mapped_buffer
-from kvbench.store.store import TieredStore
-from kvbench.units import KIB, MIB, exact_bytes
-
-BATCH = 64
-HELD_BYTES = 512 * MIB  # what the holder has: more than the caches
-SIZES = (64 * KIB, MIB, 4 * MIB)
-DIGEST = bytes(range(32))
-DEADLINE_S = 60.0
-
-
-def keys_of(blocks: int) -> list[bytes]:
-    """The same in both processes."""
-    return [number.to_bytes(32, "little") for number in range(1, blocks + 1)]
-
-
-def peer_of(layout: Layout, epoch: int) -> Peer:
-    """This process."""
-    return Peer(
-        id=os.urandom(16),
-        name="benchmark",
-        epoch=epoch,
-        block_bytes=layout.block_bytes,
-        parts=layout.parts,
-        namespaces=(),
-        host="",
-        endpoints={},
-        capacities={},
-    )
+from kvbench.units import exact_bytes
 
 
 def hold(block_bytes: int) -> None:
     """The other process: serve until standard input closes."""
-    layout = Layout(block_bytes)
-    blocks = HELD_BYTES // block_bytes
-    tier = DramTier(layout, blocks)
-    store = TieredStore([tier])
-    some = np.random.default_rng(1).integers(0, 256, block_bytes, dtype=np.uint8)
-    keys = keys_of(blocks)
-    for number, key in enumerate(keys):
-        some[:8] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
-        assert store.put([key], some.reshape(1, -1)).result() == [Status.OK]
-    me = peer_of(layout, store.events().epoch)
-    listener = TcpListener(Holder(store, [Share(DIGEST)], me, files=[tier]))
+    holder, store, tier, me = held(block_bytes)
+    listener = TcpListener(holder)
     views = [
         lent.view.data
-        for lent in store.lend(keys, ttl_s=1e6).blocks
+        for lent in store.lend(keys_of(tier.slots), ttl_s=1e6).blocks
         if lent and lent.view is not None
     ]
     bare = socket.create_server(("127.0.0.1", 0))
@@ -102,11 +73,10 @@ def serve_bare(bare: socket.socket, views: list[memoryview]) -> None:
                         left[0] = left[0][sent:]
 
 
-def pull_all(channels: list[TcpChannel], rows: Bytes, epoch: int) -> None:
+def pull_by_all(channels: list[TcpChannel], rows: Bytes, epoch: int) -> None:
     """Every block once, in batches, over all channels."""
-    keys = keys_of(len(rows))
     firsts = iter(range(0, len(rows), BATCH))
-    lock, wrong = threading.Lock(), [0]
+    lock = threading.Lock()
 
     def work(channel: TcpChannel) -> None:
         while True:
@@ -114,25 +84,10 @@ def pull_all(channels: list[TcpChannel], rows: Bytes, epoch: int) -> None:
                 first = next(firsts, None)
             if first is None:
                 return
-            batch = slice(first, first + BATCH)
-            outcomes = channel.pull(
-                Pull(
-                    namespace=DIGEST,
-                    epoch=epoch,
-                    keys=keys[batch],
-                    targets=list(rows[batch]),
-                    expires_s=time.monotonic() + DEADLINE_S,
-                )
-            )
-            wrong[0] += sum(outcome.reason is not None for outcome in outcomes)
+            pull_batch(channel, rows, first, epoch)
 
-    threads = [threading.Thread(target=work, args=(channel,)) for channel in channels[1:]]
-    for thread in threads:
-        thread.start()
-    work(channels[0])
-    for thread in threads:
-        thread.join()
-    assert not wrong[0], f"{wrong[0]} blocks did not arrive"
+    with ThreadPoolExecutor(len(channels)) as pool:
+        list(pool.map(work, channels))
 
 
 def receive_bare(sock: socket.socket, rows: Bytes) -> None:
@@ -150,17 +105,10 @@ def iperf3_s(port: int, size_bytes: int) -> float:
     return size_bytes * 8 / bits_per_s
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Seconds of one call."""
-    start_s = time.perf_counter()
-    work()
-    return time.perf_counter() - start_s
-
-
 def compare(block_bytes: int, streams: list[int], rounds: int, iperf3_port: int) -> None:
     """One block size."""
     layout = Layout(block_bytes)
-    command = [sys.executable, __file__, "--hold", str(block_bytes)]
+    command = [sys.executable, "-m", "benchmarks.peer_against_iperf3", "--hold", str(block_bytes)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdin is not None
@@ -174,23 +122,17 @@ def compare(block_bytes: int, streams: list[int], rounds: int, iperf3_port: int)
     bare = socket.create_connection(("127.0.0.1", bare_port))
     blocks = HELD_BYTES // block_bytes
     rows = mapped_buffer(HELD_BYTES, huge_pages=True).reshape(blocks, block_bytes)
-    works: dict[str, Callable[[], float]] = {
+    works = {
         "iperf3": lambda: iperf3_s(iperf3_port, HELD_BYTES),
         "socket": lambda: timed(lambda: receive_bare(bare, rows)),
     }
     for count in streams:
         name = f"tcp, {count} stream(s)"
-        works[name] = lambda count=count: timed(lambda: pull_all(channels[:count], rows, epoch))  # type: ignore[misc]
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):  # the first is a warm-up
-        for name in random.sample(list(works), len(works)):
-            took_s = works[name]()
-            if turn:
-                seconds[name].append(took_s)
+        works[name] = partial(timed, partial(pull_by_all, channels[:count], rows, epoch))
+    middle = medians(works, rounds)
     rows[:] = 0
-    pull_all(channels[:1], rows, epoch)
-    assert (rows[:, :8].copy().view("<u8")[:, 0] == np.arange(blocks)).all(), "wrong blocks"
-    middle = {name: statistics.median(each) for name, each in seconds.items()}
+    pull_all(channels[0], rows, epoch)
+    check(rows, "tcp")
     print(f"{exact_bytes(block_bytes)} blocks, batches of {BATCH}, {rounds} rounds")
     for name, each in middle.items():
         print(
