@@ -5,7 +5,7 @@ is gone at once, one that crashed when its sockets close, one that froze when it
 Zenoh's threads only put things into a queue; handlers run on one thread of this module's own,
 which shares no lock with data. Knows nothing of blocks: see `kvbench.peer.replication`.
 
-May import: kvbench.errors, kvbench.peer.cluster, kvbench.peer.model. msgspec; zenoh, when it
+May import: kvbench.errors, kvbench.peer.{cluster,lingering,model}. msgspec; zenoh, when it
 starts.
 """
 
@@ -13,7 +13,6 @@ import functools
 import itertools
 import json
 import logging
-import os
 import queue
 import re
 import threading
@@ -35,6 +34,7 @@ from kvbench.peer.cluster import (
     token_of,
     zenoh_settings,
 )
+from kvbench.peer.lingering import close_at_once
 from kvbench.peer.model import Peer, PeerError, PeerId, Reason
 
 if TYPE_CHECKING:
@@ -52,10 +52,6 @@ MOST_REPLY_BYTES = 2 * 2**20
 MOST_REQUEST_BYTES = 4096
 ALONE_S = 5.0  # after which nobody of `join` having answered is said
 PORT_TRIES = 5
-# Closing a link whose other end is cut off blocks a thread of Zenoh's receiver for 10 s (its linger
-# of TCP, not to be configured). Of the usual two, none is left to hear the others meanwhile: a
-# partition of eight peers into halves was seen after 32 s, with these after 2.
-RECEIVERS = "(rx: (worker_threads: 32))"
 MOST_MEMBERS = 1024  # ids that are remembered; of a cluster of 128, those that came and went
 MOST_TOKENS = 8  # of one of them: it has two while it says that it drains
 MOST_ANSWER_TEXT = 200  # characters of why a peer has no answer
@@ -166,6 +162,7 @@ class Membership:
             for what, serve in serves.items():
                 session.declare_queryable(f"{prefix}/{what}/{mine}", direct(self._asks(serve)))
         self._thread.start()
+        session.info.declare_link_events_listener(direct(self._on_link(z)), history=True)
         session.declare_subscriber(
             f"{prefix}/delta/*", direct(self._on_delta), allowed_origin=z.Locality.REMOTE
         )
@@ -304,6 +301,14 @@ class Membership:
 
         return came
 
+    def _on_link(self, z: "ModuleType") -> Callable[["zenoh.LinkEvent"], None]:
+        def came(event: "zenoh.LinkEvent") -> None:
+            if event.kind == z.SampleKind.PUT:
+                ends = (str(event.link.src), str(event.link.dst))
+                self._queue.put((self._linked, ends))
+
+        return came
+
     def _on_reply(self, number: int, reply: "zenoh.Reply") -> None:
         if reply.ok is not None and len(reply.ok.payload) <= MOST_REPLY_BYTES:
             self._queue.put((self._reply, (number, reply.ok.payload.to_bytes())))
@@ -353,6 +358,9 @@ class Membership:
                     self._config.cluster,
                 )
         self._handlers.tick()
+
+    def _linked(self, here: str, there: str) -> None:
+        close_at_once(here.partition("/")[2], there.partition("/")[2])
 
     def _told(self, key: str, body: bytes) -> None:
         peer_id = id_of(key.rpartition("/")[2])
@@ -469,7 +477,6 @@ def _of_system(error: Exception) -> str:
 
 
 def _zenoh() -> "ModuleType":
-    os.environ.setdefault("ZENOH_RUNTIME", RECEIVERS)  # read when it first opens a session
     try:
         import zenoh  # noqa: PLC0415  only where there are peers
     except ImportError as error:

@@ -87,7 +87,7 @@ class Eventful:
         self.log.append_tier(Kind.FENCED, tier, "EIO")
 
 
-def eventually(true: Callable[[], bool], within_s: float = 10.0) -> bool:
+def eventually(true: Callable[[], bool], within_s: float = 30.0) -> bool:
     """Whether it becomes true in time; for what other threads and processes do."""
     until_s = time.monotonic() + within_s
     while not true():
