@@ -4,7 +4,7 @@ A peer has so many channels at a time, one thread each; who waits for one waits 
 queue, so that a peer that hangs holds up nobody who wants another. What is fetched, and where it
 goes, is for `kvbench.peer.fetch`.
 
-May import: kvbench.peer.{breaker, limits, model, traffic, worth}, kvbench.store.block.
+May import: kvbench.peer.{breaker, limits, logs, model, traffic, worth}, kvbench.store.block.
 """
 
 import logging
@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from kvbench.peer.breaker import Breaker
 from kvbench.peer.limits import FetchOptions
+from kvbench.peer.logs import happened
 from kvbench.peer.model import (
     Channel,
     Outcome,
@@ -355,7 +356,7 @@ class Lines:
             return
         with self.lock:
             line.breaker.reached()
-        _log.info("peer %s is back", line.peer.name)
+        _log.info("peer %s is back", line.peer.name, extra=happened("back", other=line.peer.name))
         self._put_back(line, channel, name)
 
     def _submit(self, line: Line, turn: Turn) -> bool:
@@ -427,7 +428,18 @@ def _say(line: Line, name: str, outcomes: Sequence[Outcome], *, opened: bool) ->
     """What an operator should know of a pull."""
     reasons = [outcome.reason for outcome in outcomes if outcome.reason is not None]
     if damaged := reasons.count(Reason.CORRUPT):
-        _log.warning("peer %s: %d blocks came damaged by %s", line.peer.name, damaged, name)
+        _log.warning(
+            "peer %s: %d blocks came damaged by %s",
+            line.peer.name,
+            damaged,
+            name,
+            extra=happened("damaged", other=line.peer.name, blocks=damaged, path=name),
+        )
     if opened:
         why = ", ".join(sorted({each.value for each in reasons}))
-        _log.warning("peer %s is left alone for a while: %s", line.peer.name, why)
+        _log.warning(
+            "peer %s is left alone for a while: %s",
+            line.peer.name,
+            why,
+            extra=happened("left_alone", other=line.peer.name, why=why),
+        )

@@ -4,7 +4,8 @@ A stranger has little time and few bytes; with too many of them the oldest goes 
 the rules ends its own connection, with a line in the log (at most one a second of a kind), and
 touches no other. For TCP and for Unix sockets; what is lent, and to whom, the holder decides.
 
-May import: kvbench.errors, kvbench.peer.{model, messages, protocol, grant, holder, wire}.
+May import: kvbench.errors, kvbench.peer.{model, logs, messages, protocol, grant, holder,
+wire}.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field, fields
 from kvbench.errors import KvbenchError, UsageError
 from kvbench.peer.grant import Grant
 from kvbench.peer.holder import Holder, Places
+from kvbench.peer.logs import happened
 from kvbench.peer.messages import Ask, Goodbye, Hello, Prove, Release
 from kvbench.peer.model import PeerError, Reason
 from kvbench.peer.protocol import Connection, Event, Role, State, frame
@@ -312,7 +314,12 @@ class Listener:
                 return
             self._said[kind] = now_s, 0
         _log.warning(
-            "peer: dropped a connection from=%s kind=%s why=%r more=%d", where, kind, why, more
+            "peer: dropped a connection from=%s kind=%s why=%r more=%d",
+            where,
+            kind,
+            why,
+            more,
+            extra=happened("dropped", source=where, kind=kind, why=why, more=more),
         )
 
 

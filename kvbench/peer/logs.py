@@ -1,6 +1,8 @@
 """The log of a peer as lines that a machine can read: key=value, or one JSON object a line.
 
-Only who owns the process sets it up, as `kvbench peer serve` does; the library only logs.
+Only who owns the process sets it up, as `kvbench peer serve` does; the library only logs. What an
+operator would count or be woken by has an `event` and its values as fields (`happened`) beside the
+text.
 
 May import nothing of kvbench.
 """
@@ -13,6 +15,12 @@ from typing import Literal
 
 MOST_MESSAGE = 4096  # characters; what another peer says may be long
 HANDLER = "kvbench-peer"
+FIELDS = "kvbench_fields"  # the attribute of a record that holds them
+
+
+def happened(event: str, **values: str | float) -> dict[str, dict[str, str | float]]:
+    """What happened in a word, and the values that belong to it: `extra` of a logging call."""
+    return {FIELDS: {"event": event, **values}}
 
 
 class Lines(logging.Formatter):
@@ -28,16 +36,17 @@ class Lines(logging.Formatter):
         text = record.getMessage()
         if record.exc_info:
             text = f"{text}: {self.formatException(record.exc_info)}"
-        fields = {
+        said: dict[str, str | float] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "peer": self._peer,
+            **getattr(record, FIELDS, {}),
             "msg": text[:MOST_MESSAGE],
         }
         if self._json:
-            return json.dumps(fields)
-        return " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
+            return json.dumps(said)
+        return " ".join(f"{key}={_quoted(str(value))}" for key, value in said.items())
 
 
 def set_up(peer: str, form: Literal["text", "json"], level: str) -> None:

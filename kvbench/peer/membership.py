@@ -5,7 +5,7 @@ is gone at once, one that crashed when its sockets close, one that froze when it
 Zenoh's threads only put things into a queue; handlers run on one thread of this module's own,
 which shares no lock with data. Knows nothing of blocks: see `kvbench.peer.replication`.
 
-May import: kvbench.errors, kvbench.peer.{cluster,lingering,model}. msgspec; zenoh, when it
+May import: kvbench.errors, kvbench.peer.{cluster,lingering,logs,model}. msgspec; zenoh, when it
 starts.
 """
 
@@ -35,6 +35,7 @@ from kvbench.peer.cluster import (
     zenoh_settings,
 )
 from kvbench.peer.lingering import close_at_once
+from kvbench.peer.logs import happened
 from kvbench.peer.model import Peer, PeerError, PeerId, Reason
 
 if TYPE_CHECKING:
@@ -408,7 +409,7 @@ class Membership:
             del self._tokens[peer_id]
         if before and not any(tokens.values()):
             self._counts["left"] += 1
-            _log.info("peer %s left", before[0].name)
+            _log.info("peer %s left", before[0].name, extra=happened("left", other=before[0].name))
             self._handlers.left(peer_id)
 
     def _here(self, peer_id: PeerId, token: str, tokens: dict[str, Peer | None]) -> None:
@@ -423,14 +424,23 @@ class Membership:
                 self._told_refused.clear()
             if (peer_id.hex(), str(error)) not in self._told_refused:
                 self._told_refused.add((peer_id.hex(), str(error)))
-                _log.error("peer %s is refused: %s", peer_id.hex()[:8], error)
+                _log.error(
+                    "peer %s is refused: %s",
+                    peer_id.hex()[:8],
+                    error,
+                    extra=happened("refused", other_id=peer_id.hex(), why=str(error)),
+                )
             return
         drains = any(known.draining for known in tokens.values() if known is not None)
         new = not any(tokens.values())
         tokens[token] = peer
         if new:
             self._counts["joined"] += 1
-            _log.info("peer %s joined", peer.name)
+            _log.info(
+                "peer %s joined",
+                peer.name,
+                extra=happened("joined", other=peer.name, other_id=peer.id.hex()),
+            )
         if peer.draining or not drains:  # nobody stops draining: the other token is the older
             self._handlers.joined(peer)
 

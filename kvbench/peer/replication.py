@@ -6,8 +6,8 @@ that come meanwhile wait, within a limit. Nothing ties a message to the peer in 
 so what cannot be costs no peer its place: it is counted and left alone, and what was made up is put
 right by the peer's next beat. All of it is on the thread of membership's handlers.
 
-May import: kvbench.peer.cluster, kvbench.peer.directory, kvbench.peer.membership,
-kvbench.peer.publisher, kvbench.peer.model.
+May import: kvbench.peer.cluster, kvbench.peer.directory, kvbench.peer.logs,
+kvbench.peer.membership, kvbench.peer.publisher, kvbench.peer.model.
 """
 
 import logging
@@ -22,6 +22,7 @@ import msgspec
 
 from kvbench.peer.cluster import MembershipConfig
 from kvbench.peer.directory import HINT_BYTES, Directory, Effect, Filling
+from kvbench.peer.logs import happened
 from kvbench.peer.membership import Handlers, Membership
 from kvbench.peer.model import Peer, PeerError, PeerId, Reason
 from kvbench.peer.publisher import (
@@ -179,7 +180,11 @@ class Follower:
                 # Made-up deltas may have put it ahead: what comes next is no more taken for true.
                 self._directory.distrust(view.peer.id)
                 self._counts["diverged"] += 1
-                _log.warning("the directory of peer %s went astray: asking anew", view.peer.name)
+                _log.warning(
+                    "the directory of peer %s went astray: asking anew",
+                    view.peer.name,
+                    extra=happened("directory_astray", other=view.peer.name),
+                )
             else:
                 view.pause_s = SOON_S
         if wanted:
@@ -260,7 +265,11 @@ class Follower:
         if now_s >= view.garbage_said_s + GARBAGE_LOG_S:
             view.garbage_said_s = now_s
             _log.warning(
-                "garbage in the name of peer %s, %d so far: %s", view.peer.name, view.garbage, error
+                "garbage in the name of peer %s, %d so far: %s",
+                view.peer.name,
+                view.garbage,
+                error,
+                extra=happened("garbage", other=view.peer.name, count=view.garbage),
             )
 
     def _forget(self, peer_id: PeerId) -> None:

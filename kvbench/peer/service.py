@@ -32,6 +32,7 @@ from kvbench.peer.config import PeerConfig, load_config
 from kvbench.peer.directory import Directory
 from kvbench.peer.fetch import Fetcher
 from kvbench.peer.holder import Holder
+from kvbench.peer.logs import happened
 from kvbench.peer.model import PEER_ID_BYTES, Peer, PeerError, PeerId, Reason
 from kvbench.peer.replication import Answers, Replication
 from kvbench.peer.shares import Share
@@ -171,7 +172,7 @@ class PeerService:
         parts = self._parts
         if parts is None:
             raise PeerError(STARTING, Reason.BUSY)
-        _log.info("this peer was asked to drain")
+        _log.info("this peer was asked to drain", extra=happened("drain"))
         parts.announce()
         self._leaving.set()
         return b"draining"
@@ -290,7 +291,11 @@ class _Parts:
             if not counts.lent_bytes and now_s >= quiet_s:
                 return
             if now_s >= expires_s:
-                _log.warning("draining: %d bytes are still lent; not waited for", counts.lent_bytes)
+                _log.warning(
+                    "draining: %d bytes are still lent; not waited for",
+                    counts.lent_bytes,
+                    extra=happened("drain_cut_short", lent_bytes=counts.lent_bytes),
+                )
                 return
             self._stop.wait(LOOK_S)
 
