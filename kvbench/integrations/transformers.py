@@ -22,10 +22,10 @@ from transformers import cache_utils
 from kvbench.errors import UsageError
 from kvbench.integrations.cache_shape import TOKENS, Cache, CacheShape, kept_in, vectors_of
 from kvbench.keys import Namespace, Tokens, block_keys
+from kvbench.store.api import PEER, Store
 from kvbench.store.block import Bytes, Status
 from kvbench.store.device import Link
 from kvbench.store.request import Request
-from kvbench.store.store import TieredStore
 
 __all__ = ["CacheShape", "PrefixCache", "Restored", "Saved", "keeping_past"]
 
@@ -66,7 +66,7 @@ class PrefixCache:
         UsageError: store, shape and namespace are not of the same blocks.
     """
 
-    def __init__(self, store: TieredStore, shape: CacheShape, namespace: Namespace) -> None:
+    def __init__(self, store: Store, shape: CacheShape, namespace: Namespace) -> None:
         if store.layout != shape.layout:
             raise UsageError(
                 f"the store has blocks of {store.layout.block_bytes} bytes in "
@@ -172,13 +172,16 @@ class PrefixCache:
         )
 
     def _known(self, keys: Sequence[bytes]) -> int:
-        """How many of them, from the first on, are in the store or on the way there."""
+        """How many of them, from the first on, are in the store or on the way there.
+
+        What a peer is believed to have is not: it may be gone when it is wanted.
+        """
         with self._lock:
             sent = self._sent.intersection(keys)  # before the look-up: they may arrive in between
         known = 0
         while known < len(keys):
             with self.store.lookup(keys[known:], owner=OWNER) as lease:
-                known += len(lease)
+                known += lease.tiers.index(PEER) if PEER in lease.tiers else len(lease)
             if known == len(keys) or keys[known] not in sent:
                 break
             known += 1

@@ -37,6 +37,7 @@ from kvbench.store.block import Bytes
 _log = logging.getLogger("kvbench.peer")
 
 REASONS = {GONE: Reason.GONE, BUSY: Reason.BUSY}  # of the states of an Answer
+_ENDS = (Refused, Goodbye)
 
 
 class Asker:
@@ -46,6 +47,7 @@ class Asker:
         self.stream = stream
         self.welcome = welcome
         self._nonce = nonce
+        self._tags: dict[bytes, Tag] = {}  # of namespaces that it has asked for
         self._numbers = itertools.count(1)
 
     def ask(
@@ -58,14 +60,27 @@ class Asker:
 
         The blocks of `targets`, one for each of these keys, come by `arrived`.
         """
+        self.begin(pull, part, targets, place=place)
+        return self.answer(pull)
+
+    def begin(
+        self, pull: Pull, part: slice, targets: Sequence[Bytes], *, place: bool = False
+    ) -> None:
+        """Ask as `ask` does, and do not wait: `answer` has to come before anything else is sent."""
         core = self.stream.core
-        tag = tag_of(pull.namespace)
-        if tag not in core.proven:
-            self._prove(pull, tag)
+        tag = self._tags.get(pull.namespace)
+        if tag is None:
+            tag = tag_of(pull.namespace)
+            if tag not in core.proven:
+                self._prove(pull, tag)
+            self._tags[pull.namespace] = tag
         left_ms = math.ceil(max(0.0, pull.expires_s - time.monotonic()) * 1000)
         keys = list(pull.keys[part])
         ask = Ask(next(self._numbers), tag, pull.epoch, keys, place, min(left_ms, MOST_MS))
         self.stream.send_bytes(core.ask(ask, targets), pull.expires_s)
+
+    def answer(self, pull: Pull) -> Answer:
+        """Wait for the Answer to what was asked."""
         while True:
             for event in self._events(pull):
                 if isinstance(event, Answer):
@@ -112,7 +127,7 @@ class Asker:
             raise PeerError("cancelled", Reason.CANCELLED)
         events = self.stream.events(pull.expires_s)
         for event in events:
-            if isinstance(event, Refused | Goodbye):
+            if isinstance(event, _ENDS):
                 raise _ended(event)
         return events
 

@@ -11,11 +11,11 @@ May import: kvbench.peer, kvbench.store.{block, workers}.
 
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from kvbench.peer.flight import Choice, FetchRequest, Flight, Holder, Tools, Wanted
+from kvbench.peer.flight import Choice, FetchRequest, Flight, Tools, Wanted
+from kvbench.peer.ledger import Holder
 from kvbench.peer.limits import FetchOptions, Limits, Staging
 from kvbench.peer.lines import NO_PATH, Line, Lines
 from kvbench.peer.model import Peer, PeerId, Pull, Reason, Transport
@@ -81,7 +81,7 @@ class Fetcher:
         )
         self._tags: dict[bytes, bytes] = {}
         self._lock = threading.Lock()
-        self._flights: weakref.WeakSet[Flight] = weakref.WeakSet()  # to be ended by `close`
+        self._flights: set[Flight] = set()  # under way: to be ended by `close`
         self._open = True
         self._tick()
 
@@ -145,6 +145,7 @@ class Fetcher:
             choice = self.choose(wanted.namespace, wanted.keys)
         if request.size:
             flight = Flight(self._tools, wanted, request, choice)
+            flight.on_end = self._ended
             with self._lock:
                 self._flights.add(flight)
             flight.start()
@@ -205,6 +206,10 @@ class Fetcher:
             due = lines.worth.probe_due(line.id, path, lines.clock())
         if due:
             lines.submit(line, _Trial(self._tools, namespace, list(keys)))
+
+    def _ended(self, flight: Flight) -> None:
+        with self._lock:
+            self._flights.discard(flight)
 
     def _tick(self) -> None:
         self._lines.tidy()

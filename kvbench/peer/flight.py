@@ -7,18 +7,19 @@ is delivered once: when a hedge and the pull that it was for both answer, the se
 Where blocks arrive: in the rows, claimed for as long as the pull lasts; or in staging, and then a
 pull that lasts too long holds no row. Chooses no holders: `kvbench.peer.fetch` does.
 
-May import: kvbench.peer.{limits, lines, model, traffic}, kvbench.store.{block, request, rows}.
+May import: kvbench.peer.{ledger, limits, lines, model, traffic},
+kvbench.store.{block, request, rows}.
 """
 
 import threading
 import time
 import weakref
-from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kvbench.peer.ledger import Holder, Ledger
 from kvbench.peer.limits import FetchOptions, Limits, Staging
 from kvbench.peer.lines import Line, Lines, Pulled
 from kvbench.peer.model import PeerId, Pull, Reason
@@ -58,19 +59,6 @@ class Wanted:
     keep: Keep | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Holder:
-    """A peer that may be asked, and for which keys."""
-
-    line: Line
-    expected_s: float  # of a full pull
-    ranges: list[range] = field(default_factory=list[range])
-
-    def has(self, position: int) -> bool:
-        """Whether it is believed to have this key."""
-        return position in self.ranges[0] or any(position in each for each in self.ranges)
-
-
 @dataclass(slots=True)
 class Choice:
     """Who is asked: `reach` keys from the first on are covered; why others are not, by position."""
@@ -105,7 +93,8 @@ class FetchRequest(Request):
 
     def _finish(self) -> None:
         self.over = True
-        self.count()
+        count, self.count = self.count, lambda: None  # or they would keep each other, and the rows
+        count()
         super()._finish()
 
 
@@ -160,13 +149,11 @@ class Flight:
         assert request.expires_s is not None
         self._expires_s = request.expires_s
         self._lock = threading.Lock()  # before that of the lines, never after
-        self._open = list(range(choice.reach))
-        self._out = bytearray(len(wanted.keys))  # pulls under way for each key
-        self._taken: set[int] = set()  # delivered, or about to be
-        self._tried: set[tuple[int, PeerId]] = set()
+        self._keys = Ledger(len(wanted.keys), choice.reach)
         self._why: dict[int, tuple[Reason, str]] = {}  # what went wrong last
         self._final: dict[int, Reason] = {}
         self._given_up = Reason.CANCELLED
+        self.on_end: Callable[[Flight], None] = lambda _: None  # every key is settled
         self._turns: Counter[PeerId] = Counter()  # that have not begun
         self._alarms: list[int] = []
         self._size = self._pull_blocks()
@@ -180,7 +167,7 @@ class Flight:
             rest.setdefault(self._choice.why_not(position), []).append(position)
         for reason, positions in rest.items():
             self._settle(positions, reason, "" if reason is Reason.NOBODY else _text(reason))
-        if self._open:
+        if self._keys.open:
             known = weakref.ref(self)  # or the clock would keep the rows of fetches long over
 
             def expire() -> None:
@@ -223,7 +210,7 @@ class Flight:
         options, block_bytes = self._tools.options, self._tools.layout.block_bytes
         streams = max(1, options.streams * len(self._holders))
         least = max(1, options.least_pull_bytes // block_bytes)
-        return max(1, min(self._tools.most_blocks, max(least, -(-len(self._open) // streams))))
+        return max(1, min(self._tools.most_blocks, max(least, -(-len(self._keys.open) // streams))))
 
     def _take(self, line: Line) -> tuple[list[int], bool]:
         """The next keys that a peer may be asked for; whether another one is asked already."""
@@ -235,18 +222,7 @@ class Flight:
         if not usable or self._request.over or time.monotonic() >= self._expires_s:
             return [], False
         with self._lock:
-            able = (p for p in self._open if self._may(holder, p))
-            mine = [p for p, _ in zip(able, range(self._size), strict=False)]
-            chosen = set(mine)
-            self._open = [p for p in self._open if p not in chosen]
-            hedge = any(self._out[p] for p in mine)
-            self._tried.update((p, line.id) for p in mine)
-            for p in mine:
-                self._out[p] += 1
-        return mine, hedge
-
-    def _may(self, holder: Holder, position: int) -> bool:
-        return holder.has(position) and (position, holder.line.id) not in self._tried
+            return self._keys.take(holder, self._size)
 
     def _pull(self, line: Line, positions: list[int], hedge: bool) -> None:
         tools, request = self._tools, self._request
@@ -292,7 +268,7 @@ class Flight:
         left_s = max(0.0, self._expires_s - now_s)
         left_s -= min(MARGIN_S, left_s / 10)
         with self._lock:
-            others = [each for each in self._holders if self._may(each, positions[0])]
+            others = [each for each in self._holders if self._keys.may(each, positions[0])]
         if any(each.line.breaker.closed for each in others):
             longest_s = PATIENCE * max(each.expected_s for each in self._holders)
             left_s = min(left_s, max(left_s / 2, longest_s))
@@ -300,14 +276,18 @@ class Flight:
 
     def _unwanted(self, line: Line, load: _Load) -> bool:
         request = self._request
-        return request.over or line.gone or not any(request.open(p) for p in load.positions)
+        return request.over or line.gone or not any(map(request.open, load.positions))
 
     def _sort(self, line: Line, load: _Load, pulled: Pulled) -> None:
         """Deliver what arrived; ask another one for the rest, or settle it."""
+        positions = load.positions
+        if [outcome.reason for outcome in pulled.outcomes] == [None] * len(positions):
+            self._deliver(load, positions, load.targets)
+            return
         good: list[int] = []
         payloads: list[Bytes] = []
         bad: dict[int, Reason] = {}
-        for at, (p, outcome) in enumerate(zip(load.positions, pulled.outcomes, strict=True)):
+        for at, (p, outcome) in enumerate(zip(positions, pulled.outcomes, strict=True)):
             if outcome.reason is None:
                 good.append(p)
                 payloads.append(load.targets[at])
@@ -316,24 +296,21 @@ class Flight:
         load.unused_bytes = len(bad) * self._tools.layout.block_bytes
         if not self._staged:
             self._request.unclaim(bad)
-        if bad:
-            self._failed(line, bad, pulled.why)
+        self._failed(line, bad, pulled.why)
         self._deliver(load, good, payloads)
 
     def _deliver(self, load: _Load, positions: list[int], payloads: list[Bytes]) -> None:
         with self._lock:
-            for p in positions:
-                self._out[p] -= 1
-            fresh = {p for p in positions if p not in self._taken}
-            self._taken |= fresh
-            self._open = [p for p in self._open if p not in fresh]
+            mine = self._keys.deliver(positions)
         if self._staged and self._wanted.rows is not None:
-            fresh.intersection_update(self._request.claim(list(fresh)))
-        mine = [p for p in positions if p in fresh]
+            mine = self._request.claim(mine)
         if not mine:
             self._end(load)
             return
-        data = [each for p, each in zip(positions, payloads, strict=True) if p in fresh]
+        data = payloads
+        if len(mine) < len(positions):
+            fresh = set(mine)
+            data = [each for p, each in zip(positions, payloads, strict=True) if p in fresh]
         if load.hedge:
             self._tools.traffic.add("hedges_won", len(mine))
         if self._staged and self._wanted.rows is not None:
@@ -375,8 +352,8 @@ class Flight:
     def _failed(self, line: Line, bad: dict[int, Reason], why: str) -> None:
         """Note why; ask another one, if there is one and nobody else is being asked."""
         with self._lock:
+            self._keys.failed(bad)
             for p, said in bad.items():
-                self._out[p] -= 1
                 left = said is Reason.CANCELLED and not self._request.over
                 reason = Reason.UNREACHABLE if left else said
                 before = self._why.get(p)
@@ -384,29 +361,20 @@ class Flight:
                 if before is None or reason.status is not Status.MISS:
                     text = f"peer {line.peer.name}: {reason.value}" + (f": {why}" if why else "")
                     self._why[p] = reason, text
-                if not self._out[p] and p not in self._taken and p not in self._open:
-                    insort(self._open, p)
 
     def _staff(self) -> None:
         """See to it that somebody works on every key that can still be had; settle the others."""
-        lost: list[tuple[int, Reason, str]] = []
         with self._lock:
             with self._tools.lines.lock:
                 usable = [each for each in self._holders if self._tools.lines.usable(each.line)]
             in_time = not self._request.over and time.monotonic() < self._expires_s
             able = usable if in_time else []
-            for p in self._open:
-                if not any(self._may(each, p) for each in able) and not self._out[p]:
-                    reason, text = self._why.get(p) or self._no_turn()
-                    lost.append((p, reason, text))
-            gone = {p for p, _, _ in lost}
-            self._open = [p for p in self._open if p not in gone]
+            lost = [(p, *(self._why.get(p) or self._no_turn())) for p in self._keys.lost(able)]
             self._share_out(able)
-            if not self._turns.total() and not any(self._out[p] for p in self._open):
-                lost += [
-                    (p, Reason.BUSY, "too many fetches wait for this peer") for p in self._open
-                ]
-                self._open = []
+            if not self._turns.total() and not self._keys.under_way():
+                text = "too many fetches wait for this peer"
+                lost += [(p, Reason.BUSY, text) for p in self._keys.open]
+                self._keys.open = []
         for p, reason, text in lost:
             self._settle([p], reason, text)
 
@@ -418,7 +386,7 @@ class Flight:
 
     def _share_out(self, able: list[Holder]) -> None:
         """Turns for the keys that are open, the fastest holder first; the lock is held."""
-        wanted = -(-len(self._open) // self._size)
+        wanted = -(-len(self._keys.open) // self._size)
         best_s = min((each.expected_s for each in able), default=0.0)
         for each_may_have in range(1, self._tools.options.streams + 1):
             for holder in able:
@@ -429,9 +397,7 @@ class Flight:
                 line = holder.line
                 if slow or self._turns[line.id] >= each_may_have:
                     continue
-                if any(self._may(holder, p) for p in self._open) and self._tools.lines.submit(
-                    line, self
-                ):
+                if self._keys.able(holder) and self._tools.lines.submit(line, self):
                     self._turns[line.id] += 1
 
     def _hedge(self, load: _Load) -> None:
@@ -439,14 +405,7 @@ class Flight:
         if load.over or self._request.over:
             return
         with self._lock:
-            again = [
-                p
-                for p in load.positions
-                if p not in self._taken
-                and p not in self._open
-                and any(self._may(each, p) for each in self._holders)
-            ]
-            self._open = sorted([*self._open, *again])
+            again = self._keys.again(load.positions, self._holders)
         if again:
             self._tools.traffic.add("hedges")
             self._staff()
@@ -463,17 +422,18 @@ class Flight:
         """Every key is settled; what nobody settled was given up."""
         for number in self._alarms:
             self._tools.alarm.drop(number)
-        reasons: Counter[Reason] = Counter()
-        arrived = 0
-        for p, status in enumerate(self._request.statuses):
-            if status is Status.OK:
-                arrived += 1
-            else:
-                reasons[self._final.get(p, self._given_up)] += 1
+        statuses = self._request.statuses
+        arrived = statuses.count(Status.OK)
+        reasons = Counter(
+            self._final.get(p, self._given_up)
+            for p, status in enumerate(statuses if arrived < len(statuses) else ())
+            if status is not Status.OK
+        )
         traffic = self._tools.traffic
         traffic.arrived(arrived, arrived * self._tools.layout.block_bytes)
         for reason, n in reasons.items():
             traffic.missed(reason, n)
+        self.on_end(self)
         traffic.fetched((time.perf_counter_ns() - self._request.started_ns) / 1e9)
 
 

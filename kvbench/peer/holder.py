@@ -271,6 +271,10 @@ class Holder:
             most = min(len(lent), max(0, room // size))
             work.lent_bytes = most * size
             self._counts.lent_bytes += work.lent_bytes
+        if places is None and most == len(work.keys):  # most often
+            work.states = bytearray([HERE]) * most
+            work.blocks = [block.view for _, block in lent]
+            return
         for i, block in lent[:most]:
             work.states[i] = HERE if places is None or _reachable(block, places) else BUSY
             work.blocks[i] = block.view
@@ -306,10 +310,8 @@ class Holder:
     def _served(self, ask: Ask, work: _Work, places: Places | None, expires_s: float) -> Served:
         work.here = here = [i for i, state in enumerate(work.states) if state == HERE]
         blocks = [block for i in here if (block := work.blocks[i]) is not None]
-        unknown = [
-            (i, block) for i in here if not work.sums[i] and (block := work.blocks[i]) is not None
-        ]
-        if unknown:
+        if unsure := [i for i in here if not work.sums[i]]:
+            unknown = [(i, block) for i in unsure if (block := work.blocks[i]) is not None]
             found = sums_of([block for _, block in unknown], self.layout)
             for (i, _), sums in zip(unknown, found, strict=True):
                 work.sums[i] = sums
@@ -340,14 +342,16 @@ class Holder:
         if not names or not names <= self._files.keys():
             return []
         parts: list[FilePart] = []
+        tiers = [self._files[name] for name in names]
+        files = {tier.name: (tier.fd, tier.slot_offset_bytes) for tier in tiers}
         fd, first, end = -1, 0, 0
         for where in lent:
-            tier = self._files[where.tier]
-            offset = tier.slot_offset_bytes(where.slot)
-            if offset != end or tier.fd != fd:
+            file, offset_of = files[where.tier]
+            offset = offset_of(where.slot)
+            if offset != end or file != fd:
                 if end > first:
                     parts.append(FilePart(fd, first, end - first))
-                fd, first = tier.fd, offset
+                fd, first = file, offset
             end = offset + size
         return [*parts, FilePart(fd, first, end - first)]
 

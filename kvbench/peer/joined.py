@@ -45,6 +45,8 @@ class Joined(Request):
     @property
     def statuses(self) -> list[Status | None]:
         """What is known so far; None where it is not."""
+        if len(self._at) == self.size:
+            return self._away.statuses
         merged = self._here.statuses
         for i, status in zip(self._at, self._away.statuses, strict=True):
             merged[i] = status
@@ -74,12 +76,16 @@ class Joined(Request):
             self._halves -= 1
             if self._halves:
                 return
-        mine = dict(enumerate(self._at))
-        elsewhere = set(self._at)
-        self.reasons.update({i: why for i, why in self._here.reasons.items() if i not in elsewhere})
-        self.reasons.update({mine[j]: why for j, why in self._away.reasons.items()})
+        at, found = self._at, self.statuses
+        if here := self._here.reasons:
+            elsewhere = set(at)
+            self.reasons.update({i: why for i, why in here.items() if i not in elsewhere})
+        self.reasons.update({at[j]: why for j, why in self._away.reasons.items()})
+        if found == [Status.OK] * self.size:  # most often
+            self.settle(range(self.size), Status.OK)
+            return
         by_status: dict[Status, list[int]] = {}
-        for i, status in enumerate(self.statuses):
+        for i, status in enumerate(found):
             assert status is not None
             by_status.setdefault(status, []).append(i)
         for status, indexes in by_status.items():

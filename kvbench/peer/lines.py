@@ -165,7 +165,7 @@ class Lines:
         try:
             if channel is None:
                 channel, name = self._connect(line, expires_s)
-            pull = make()
+            pull = self._made(line, channel, name, make)
             count = len(pull.keys)
             if not count:  # nobody waits for any of them any more
                 self._put_back(line, channel, name)
@@ -246,8 +246,8 @@ class Lines:
     def _learn(
         self, line: Line, name: str, outcomes: list[Outcome], size_bytes: float, seconds: float
     ) -> None:
-        reasons = {outcome.reason for outcome in outcomes}
-        arrived = sum(outcome.reason is None for outcome in outcomes)
+        said = [outcome.reason for outcome in outcomes]
+        reasons, arrived = set(said), said.count(None)
         with self.lock:
             if line.gone:
                 return  # nothing is kept of it
@@ -291,6 +291,14 @@ class Lines:
                 f"the channel failed: {type(error).__name__}: {error}", Reason.UNREACHABLE
             ) from error
         return outcomes, time.monotonic() - start_s
+
+    def _made(self, line: Line, channel: Channel, name: str, make: Callable[[], Pull]) -> Pull:
+        """What is to be asked by a channel; the channel is put back if that cannot be said."""
+        try:
+            return make()
+        except BaseException:
+            self._put_back(line, channel, name)
+            raise
 
     def _connect(self, line: Line, expires_s: float) -> tuple[Channel, str]:
         """A new channel, by the best transport that works.

@@ -32,7 +32,7 @@ def _taken(file: int, here: str, there: str) -> bool:
     try:
         if not str((_FILES / str(file)).readlink()).startswith("socket:"):
             return False
-        with socket.socket(fileno=os.dup(file)) as same:  # the socket is Zenoh's and stays open
+        with _same(file) as same:
             if same.type != socket.SOCK_STREAM or same.family not in (
                 socket.AF_INET,
                 socket.AF_INET6,
@@ -44,6 +44,16 @@ def _taken(file: int, here: str, there: str) -> bool:
     except OSError:  # closed meanwhile, or not connected
         return False
     return True
+
+
+def _same(file: int) -> socket.socket:
+    """Another name of the socket, which stays open when this one is closed."""
+    duplicate = os.dup(file)
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:  # the number is another file's by now
+        os.close(duplicate)
+        raise
 
 
 def _text(address: tuple[str, int] | tuple[str, int, int, int]) -> str:

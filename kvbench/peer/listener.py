@@ -299,9 +299,9 @@ class Listener:
             _let_hear(guest.sock)
 
     def _end(self, guest: _Guest) -> None:
+        guest.sock.close()  # first: as long as its file is there it counts as open
         with self._lock:
             self._guests.pop(id(guest), None)
-        guest.sock.close()
 
     def _drop(self, kind: str, why: str, where: str) -> None:
         """Count it, and say so, unless something of the kind was said a moment ago."""

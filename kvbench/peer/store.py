@@ -17,7 +17,9 @@ import time
 from collections.abc import Collection, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self, TypeVar, cast
+
+import numpy as np
 
 from kvbench.errors import UsageError
 from kvbench.peer.fetch import Fetcher
@@ -26,7 +28,8 @@ from kvbench.peer.joined import Joined, Some
 from kvbench.peer.keeping import Keeping, Origin
 from kvbench.peer.model import Reason
 from kvbench.peer.traffic import FetchStats
-from kvbench.store.block import Layout, Status
+from kvbench.store.api import PEER
+from kvbench.store.block import Bytes, Layout, Status
 from kvbench.store.core import admission
 from kvbench.store.events import Events
 from kvbench.store.lease import Lease
@@ -37,92 +40,8 @@ from kvbench.store.request import Request
 from kvbench.store.rows import HostRows, Rows, as_rows
 from kvbench.store.store import TieredStore
 
-PEER = "peer"  # the name of the tier
+_T = TypeVar("_T")
 REMEMBERED_KEYS = 1_000_000  # fetched once, for keep="second_touch"
-
-
-class Store(Protocol):
-    """What `TieredStore` and `PeerStore` have in common: the API of a store."""
-
-    @property
-    def layout(self) -> Layout:
-        """The shape of its blocks."""
-        ...
-
-    def lookup(
-        self, keys: Sequence[bytes], *, owner: str = "", ttl_s: float | None = None
-    ) -> Lease:
-        """See `TieredStore.lookup`."""
-        ...
-
-    def get_into(
-        self,
-        source: Lease | Sequence[bytes],
-        rows: object,
-        *,
-        deadline_s: float | None = None,
-        by_layer: bool = False,
-    ) -> Request:
-        """See `TieredStore.get_into`."""
-        ...
-
-    def put(
-        self,
-        keys: Sequence[bytes],
-        rows: object,
-        *,
-        parent: bytes | None = None,
-        position: int = 0,
-        tenant: str = "",
-        deadline_s: float | None = None,
-    ) -> Request:
-        """See `TieredStore.put`."""
-        ...
-
-    def prefetch(self, keys: Sequence[bytes], *, deadline_s: float | None = None) -> Request:
-        """See `TieredStore.prefetch`."""
-        ...
-
-    def flush(
-        self, keys: Sequence[bytes] | None = None, *, deadline_s: float | None = None
-    ) -> Request:
-        """See `TieredStore.flush`."""
-        ...
-
-    def cancel(self, request: Request) -> None:
-        """See `TieredStore.cancel`."""
-        ...
-
-    def release(self, lease: Lease) -> None:
-        """See `TieredStore.release`."""
-        ...
-
-    def lend(
-        self,
-        keys: Sequence[bytes],
-        *,
-        owner: str = "",
-        ttl_s: float | None = None,
-        tenants: Collection[str] | None = None,
-    ) -> Loan:
-        """See `TieredStore.lend`."""
-        ...
-
-    def used(self, keys: Sequence[bytes]) -> None:
-        """See `TieredStore.used`."""
-        ...
-
-    def stats(self) -> StoreStats:
-        """See `TieredStore.stats`."""
-        ...
-
-    def events(self, since: int = 0, limit: int = 1024) -> Events:
-        """See `TieredStore.events`."""
-        ...
-
-    def close(self, *, flush: bool = True) -> None:
-        """See `TieredStore.close`."""
-        ...
 
 
 class PeerStoreStats(StoreStats, frozen=True, kw_only=True):
@@ -213,16 +132,14 @@ class PeerStore:
         if not missing:
             return here
         keys = source.keys if isinstance(source, Lease) else source
-        whole = as_rows(rows, len(keys), self.layout)
-        if isinstance(whole, HostRows):
-            some: Rows = HostRows([whole.arrays[i] for i in missing], self.layout)
-        else:
-            some = Some(whole, missing)
         keep = None
         if self._keep != "never":
             keep = self._keeping(here, keys, missing, origin, by_choice=True)
         wanted = Wanted(
-            namespace=self._namespace, keys=[keys[i] for i in missing], rows=some, keep=keep
+            namespace=self._namespace,
+            keys=_some(keys, missing),
+            rows=self._rows(rows, missing, len(keys)),
+            keep=keep,
         )
         return self._with_peers(here, wanted, missing, by_layer=by_layer)
 
@@ -257,9 +174,7 @@ class PeerStore:
         if not missing:
             return here
         keep = self._keeping(here, keys, missing, origin, by_choice=False)
-        wanted = Wanted(
-            namespace=self._namespace, keys=[keys[i] for i in missing], rows=None, keep=keep
-        )
+        wanted = Wanted(namespace=self._namespace, keys=_some(keys, missing), rows=None, keep=keep)
         return self._with_peers(here, wanted, missing)
 
     def flush(
@@ -307,6 +222,15 @@ class PeerStore:
         self.store.close(flush=flush)
 
     # Behind it.
+
+    def _rows(self, rows: object, missing: Sequence[int], count: int) -> Rows:
+        """The rows of what is missing, of those that the local store has taken and so checked."""
+        if isinstance(rows, np.ndarray) or type(rows) is list:  # others may have methods of `Rows`
+            return HostRows(_some(cast("Sequence[Bytes]", rows), missing), self.layout)
+        whole = as_rows(rows, count, self.layout)
+        if isinstance(whole, HostRows):
+            return HostRows(_some(whole.arrays, missing), self.layout)
+        return whole if len(missing) == count else Some(whole, missing)
 
     def _admits(self, keys: Sequence[bytes]) -> list[bool]:
         """Which blocks that were fetched the local store is to take."""
@@ -360,6 +284,11 @@ class PeerStore:
         traceback: TracebackType | None,
     ) -> None:
         self.close(flush=kind is None)
+
+
+def _some(each: Sequence[_T], at: Sequence[int]) -> Sequence[_T]:
+    """Those at these places, which are in order and each another."""
+    return list(each) if len(at) == len(each) else [each[i] for i in at]
 
 
 def _missing(request: Request) -> list[int]:

@@ -119,20 +119,25 @@ class TcpChannel:
     def _pull_some(self, pull: Pull, part: slice, outcomes: list[Outcome | None]) -> None:
         targets = pull.targets[part]
         answer = self._asker.ask(pull, part, targets)
-        arrived = {tier: Outcome(None, tier) for tier in set(answer.tiers)}
-        right: list[tuple[bytes, str]] = [(b"", "")] * len(targets)
-        checks = iter(zip(answer.sums, answer.tiers, strict=True))
-        for i, state in enumerate(answer.states):
-            if state == HERE:
-                right[i] = next(checks)
-            else:
-                outcomes[part.start + i] = Outcome(REASONS[state])
+        first, arrived = part.start, {tier: Outcome(None, tier) for tier in set(answer.tiers)}
+        if len(answer.sums) < len(targets):
+            for i, state in enumerate(answer.states, first):
+                if state != HERE:
+                    outcomes[i] = Outcome(REASONS[state])
+        at = 0  # in the lists of the Answer: those HERE come in order
         for indexes in self._asker.arrived(pull):
+            end = at + len(indexes)
             seen = sums_of([targets[i] for i in indexes], self._layout)
-            for i, found in zip(indexes, seen, strict=True):
-                wanted, tier = right[i]
-                good = found == wanted
-                outcomes[part.start + i] = arrived[tier] if good else Outcome(Reason.CORRUPT, tier)
+            found = [arrived[tier] for tier in answer.tiers[at:end]]
+            if seen != answer.sums[at:end]:
+                checks = zip(seen, answer.sums[at:end], found, strict=True)
+                found = [
+                    good if sums == right else Outcome(Reason.CORRUPT, good.tier)
+                    for sums, right, good in checks
+                ]
+            for i, outcome in zip(indexes, found, strict=True):
+                outcomes[first + i] = outcome
+            at = end
         if answer.loan:
             self._asker.release(answer.loan, pull.expires_s)
 

@@ -7,7 +7,7 @@ May import: kvbench.peer.model, kvbench.store.histogram. msgspec.
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -99,16 +99,19 @@ class Traffic:
         self,
         peer: PeerId,
         path: str,
-        outcomes: Iterable[Outcome],
+        outcomes: Sequence[Outcome],
         block_bytes: int,
         seconds: float | None,
     ) -> None:
         """A pull is over, after so long; None: it never began."""
-        reasons = Counter(outcome.reason for outcome in outcomes)
-        blocks = reasons.pop(None, 0)
+        reasons = [outcome.reason for outcome in outcomes]
+        blocks = reasons.count(None)
         with self._lock:
-            mine = self._peers.setdefault(peer, _OfPeer())
-            mine.reasons.update({reason: n for reason, n in reasons.items() if reason is not None})
+            mine = self._peers.get(peer)
+            if mine is None:
+                mine = self._peers[peer] = _OfPeer()
+            if blocks < len(reasons):
+                mine.reasons.update(reason for reason in reasons if reason is not None)
             if seconds is not None:
                 way = mine.paths.setdefault(path, _Path())
                 way.blocks += blocks

@@ -96,7 +96,7 @@ class Stream:
         for fd, offset, size in parts:
             at, end = offset, offset + size
             while at < end:
-                self._wait(socket.SO_SNDTIMEO, self._left_s(expires_s))
+                self._wait(socket.SO_SNDTIMEO, min(self._left_s(expires_s), self._slice_s))
                 try:
                     at += os.sendfile(self._sock.fileno(), fd, at, min(end - at, MOST_SENDFILE))
                 except (BlockingIOError, TimeoutError):
@@ -141,11 +141,12 @@ class Stream:
             return False
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
             return False
-        with contextlib.suppress(OSError, ValueError):
+        try:
             poll = select.poll()
             poll.register(self._sock, select.POLLIN | select.POLLRDHUP)
             return not poll.poll(0)
-        return False
+        except (OSError, ValueError):
+            return False
 
     def tell(self, data: bytes) -> None:
         """Send something before closing, if it goes without waiting."""
@@ -192,7 +193,7 @@ class Stream:
             self._sock.settimeout(left_s)
             self._sock.sendall(some[0])
             return len(some[0])
-        self._wait(socket.SO_SNDTIMEO, left_s)
+        self._wait(socket.SO_SNDTIMEO, min(left_s, self._slice_s))
         return self._sock.sendmsg(some, (), flags)
 
     def _receive(self, left_s: float) -> int:

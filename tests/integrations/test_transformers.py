@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 from kvbench.integrations.transformers import PrefixCache, Restored, Saved, keeping_past
+from kvbench.store.api import PEER
 from kvbench.store.block import Status
 from kvbench.store.device import Link
 from kvbench.store.dram import DramTier
 from kvbench.store.faults import Fault, FaultyTier, Stuck
+from kvbench.store.lease import Lease
 from kvbench.store.options import Options
 from kvbench.store.store import TieredStore
 from tests.integrations.models import (
@@ -237,6 +240,29 @@ def test_tokens_that_left_a_window_are_not_saved_and_it_is_said_once(
     (said,) = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     assert "4 blocks were not saved" in said
     assert "keeping_past" in said
+
+
+class Hinting(TieredStore):
+    """A store with a peer that is believed to have every block."""
+
+    def lookup(
+        self, keys: Sequence[bytes], *, owner: str = "", ttl_s: float | None = None
+    ) -> Lease:
+        here = super().lookup(keys, owner=owner, ttl_s=ttl_s)
+        tiers = (*here.tiers, *(PEER,) * (len(keys) - len(here)))
+        return Lease(
+            tuple(keys), tiers, [], owner=owner, ttl_s=here.ttl_s, release=lambda _: here.release()
+        )
+
+
+def test_what_a_peer_is_believed_to_have_is_not_taken_for_saved() -> None:
+    (name, *_) = WINDOWED
+    ids = prompt(4 * BLOCK)
+    with Hinting([DramTier(shape_of(name).layout, SLOTS)]) as store:
+        cache = new_cache(name)
+        run(name, ids, cache)  # the first blocks left the window: they are nowhere here
+        saved = prefix_of(name, store).save(cache, ids)
+        assert (saved.known, saved.lost) == (0, 4)
 
 
 @pytest.mark.parametrize("chunk", [BLOCK, WINDOW - BLOCK])

@@ -7,23 +7,18 @@ join it and what the logits after the prompt were. Ends when its standard input 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from kvbench.integrations.transformers import PrefixCache, keeping_past
 from kvbench.peer import connect
 from kvbench.store.block import Status
 from tests.integrations.models import LONG, WAIT_S, namespace_of, new_cache, prompt, run, shape_of
 
-if TYPE_CHECKING:
-    from kvbench.store.store import TieredStore
-
 
 def main() -> None:
     name, config = sys.argv[1], Path(sys.argv[2])
     shape, ids = shape_of(name), prompt(LONG)
     with connect(config) as service:
-        # A PeerStore has the API of a TieredStore, though not its type.
-        prefix = PrefixCache(cast("TieredStore", service.store), shape, namespace_of(shape))
+        prefix = PrefixCache(service.store, shape, namespace_of(shape))
         cache = new_cache(name)
         with keeping_past(cache):
             logits = run(name, ids, cache)

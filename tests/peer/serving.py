@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -68,12 +68,14 @@ class Served:
     listener: TcpListener
     peer: Peer  # with its endpoint
     tls: ssl.SSLContext | None = None  # of those who ask
+    channels: list[TcpChannel] = field(default_factory=list[TcpChannel])
 
     def connect(self, **changes: object) -> TcpChannel:
-        """A channel to it, or to where `changes` say it is."""
+        """A channel to it, or to where `changes` say it is; closed with it at the latest."""
         transport = TcpTransport(peer_of(self.store), self.tls)
         peer = structs.replace(self.peer, **changes)
-        return transport.connect(peer, time.monotonic() + WAIT_S)
+        self.channels.append(transport.connect(peer, time.monotonic() + WAIT_S))
+        return self.channels[-1]
 
     def pull(
         self, channel: TcpChannel, keys: Sequence[bytes], rows: Bytes, within_s: float = WAIT_S
@@ -100,9 +102,12 @@ def serving(
         holder = Holder(store, shares, me, holder_limits, [tier] if files else [])
         listener = TcpListener(holder, tls=tls[0] if tls else None, limits=limits)
         peer = structs.replace(me, endpoints={"tcp": listener.endpoint})
+        served = Served(store, holder, listener, peer, tls[1] if tls else None)
         try:
-            yield Served(store, holder, listener, peer, tls[1] if tls else None)
+            yield served
         finally:
+            for channel in served.channels:  # of a test that failed: it is not to fail others too
+                channel.close()
             listener.close()
 
 

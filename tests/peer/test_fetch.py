@@ -12,7 +12,7 @@ from kvbench.peer.flight import FetchRequest, Wanted
 from kvbench.peer.limits import FetchOptions
 from kvbench.peer.model import Channel, Peer, PeerError, Reason
 from kvbench.store.block import Bytes, Status
-from kvbench.store.rows import as_rows
+from kvbench.store.rows import HostRows, as_rows
 from tests.peer.in_process import NAME, Cluster, Memory, Node
 from tests.store.blocks import (
     LAYOUT,
@@ -379,6 +379,26 @@ def test_a_bug_in_a_channel_fails_its_keys_and_nothing_else(cluster: Cluster) ->
     clock.now_s += 1
     until(lambda: fetcher.reach(NAMESPACE, keys) == 4)
     assert fetch(fetcher, keys)[0] == [OK] * 4
+
+
+class NoMemory(HostRows):
+    """Rows of which nobody can say where they are."""
+
+    def target(self, index: int, part: int | None) -> Bytes:
+        raise ZeroDivisionError(f"a bug in row {index}, part {part}")
+
+
+def test_a_pull_that_cannot_be_made_leaves_its_channel_to_the_next(cluster: Cluster) -> None:
+    keys = keys_of(4)
+    node = cluster.node(keys)
+    fetcher = cluster.fetcher()
+    rows = NoMemory(list(empty_rows(4)), LAYOUT)
+    request = fetcher.fetch(Wanted(namespace=NAMESPACE, keys=keys, rows=rows))
+    assert request.result(WAIT_S) == [Status.BUSY] * 4
+    assert fetch(fetcher, keys)[0] == [OK] * 4
+    assert (node.connects, node.open_) == (1, 1)
+    fetcher.close()
+    assert node.open_ == 0
 
 
 def test_no_more_is_in_flight_than_may_be(cluster: Cluster) -> None:

@@ -4,24 +4,27 @@ import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec import structs
 
 from kvbench.errors import TierUnavailableError
-from kvbench.peer import nixl
+from kvbench.peer import nixl_seat, placed, registered
+from kvbench.peer.asker import Asker
 from kvbench.peer.holder import Holder
 from kvbench.peer.listener import Listener, Way
-from kvbench.peer.model import Outcome, Peer, PeerError, Reason
+from kvbench.peer.model import Outcome, Peer, PeerError, Pull, Reason
 from kvbench.peer.nixl import NixlListener, NixlTransport
 from kvbench.peer.placed import PlacedChannel
 from kvbench.peer.shares import Share
 from kvbench.store.block import Bytes, Layout
-from kvbench.store.copying import copy_with_sums
+from kvbench.store.copying import copy_with_sums, sums_of
 from kvbench.store.dram import DramTier
 from kvbench.store.nixl_file import load_nixl
 from kvbench.store.store import TieredStore
@@ -57,7 +60,7 @@ def transport() -> Iterator[NixlTransport]:
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[NixlTransport]:
     """A READ for each block."""
-    monkeypatch.setattr(nixl, "READ_BYTES", LAYOUT.block_bytes)
+    monkeypatch.setattr(nixl_seat, "READ_BYTES", LAYOUT.block_bytes)
     transport = NixlTransport(peer_of(LAYOUT))
     yield transport
     transport.close()
@@ -81,16 +84,24 @@ def reasons(outcomes: Sequence[Outcome]) -> list[Reason | None]:
 
 
 def after_the_first(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Act when one READ is done, and what comes after it was not copied."""
+    """Act when one READ is done, and what it brought was not copied, or checked."""
     calls: list[int] = []
 
-    def copy(sources: Sequence[Bytes], targets: Sequence[Bytes], layout: Layout) -> list[bytes]:
+    def once() -> None:
         if not calls:
+            calls.append(1)
             act()
-        calls.append(1)
+
+    def copy(sources: Sequence[Bytes], targets: Sequence[Bytes], layout: Layout) -> list[bytes]:
+        once()
         return copy_with_sums(sources, targets, layout)
 
-    monkeypatch.setattr(nixl, "copy_with_sums", copy)
+    def check_(payloads: Sequence[Bytes], layout: Layout) -> list[bytes]:
+        once()
+        return sums_of(payloads, layout)
+
+    monkeypatch.setattr(nixl_seat, "copy_with_sums", copy)
+    monkeypatch.setattr(nixl_seat, "sums_of", check_)
 
 
 def test_blocks_of_another_process_arrive_bit_for_bit(
@@ -110,7 +121,7 @@ def test_many_reads_of_one_pull_give_every_block_its_own_bytes(
 ) -> None:
     if tls:  # READs that are under way while others are checked
         monkeypatch.setenv("UCX_TLS", tls)
-    monkeypatch.setattr(nixl, "READ_BYTES", 3 * LAYOUT.block_bytes)
+    monkeypatch.setattr(nixl_seat, "READ_BYTES", 3 * LAYOUT.block_bytes)
     keys = keys_of(32)
     transport = NixlTransport(peer_of(LAYOUT))
     with OtherProcess("nixl", keys=keys, slots=32) as other:
@@ -120,6 +131,162 @@ def test_many_reads_of_one_pull_give_every_block_its_own_bytes(
             assert set(reasons(outcomes)) == {None}
         channel.close()
     transport.close()
+
+
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many blocks each copy out of staging had, from now on."""
+    counts: list[int] = []
+
+    def copy(sources: Sequence[Bytes], targets: Sequence[Bytes], layout: Layout) -> list[bytes]:
+        counts.append(len(targets))
+        return copy_with_sums(sources, targets, layout)
+
+    monkeypatch.setattr(nixl_seat, "copy_with_sums", copy)
+    return counts
+
+
+def needs_cma(channel: PlacedChannel, peer: Peer) -> None:
+    """READs have to be over at once here: two pulls show it."""
+    for _ in range(2):
+        assert set(reasons(pulled(channel, peer, KEYS)[0])) == {None}
+    seat = channel._reader._seat  # type: ignore[attr-defined]
+    if not seat.direct:
+        pytest.skip("UCX does not read the memory of other processes here (CMA)")
+
+
+def test_blocks_of_a_process_on_this_machine_are_read_into_the_rows_themselves(
+    other: OtherProcess, transport: NixlTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = connect(transport, other.peer)
+    needs_cma(channel, other.peer)
+    counts = copied(monkeypatch)
+    for _ in range(3):
+        rows = [row.copy() for row in empty_rows(2)] + list(empty_rows(len(KEYS) - 2))
+        outcomes = channel.pull(replace(pull_of(other.peer, KEYS, empty_rows(8)), targets=rows))
+        assert set(reasons(outcomes)) == {None}
+        assert all((row == want).all() for row, want in zip(rows, payloads_of(KEYS), strict=True))
+    assert counts == []
+    channel.close()
+
+
+def test_rows_that_cannot_be_registered_get_their_blocks_by_staging(
+    other: OtherProcess, transport: NixlTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = connect(transport, other.peer)
+    needs_cma(channel, other.peer)
+    counts = copied(monkeypatch)
+    monkeypatch.setattr(registered, "MOST_REGION_BYTES", 0)
+    assert set(reasons(pulled(channel, other.peer, KEYS)[0])) == {None}
+    assert sum(counts) == len(KEYS)
+    channel.close()
+
+
+def test_a_peer_on_another_machine_is_never_read_into_rows(
+    other: OtherProcess, transport: NixlTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = structs.replace(other.peer, host="another")
+    channel = connect(transport, away)
+    needs_cma(channel, away)
+    counts = copied(monkeypatch)
+    assert set(reasons(pulled(channel, away, KEYS)[0])) == {None}
+    assert sum(counts) == len(KEYS)
+    channel.close()
+
+
+def test_rows_that_are_gone_are_not_kept_by_the_agent(
+    other: OtherProcess, transport: NixlTransport
+) -> None:
+    channel = connect(transport, other.peer)
+    needs_cma(channel, other.peer)
+    seat = channel._reader._seat  # type: ignore[attr-defined]
+    rows = empty_rows(len(KEYS))
+    gone = weakref.ref(rows if rows.base is None else rows.base)
+    channel.pull(pull_of(other.peer, KEYS, rows))
+    assert seat.begin(lambda: len(seat._regions)).result(LONG_S) == 1
+    del rows
+    assert gone() is None
+    assert seat.begin(lambda: len(seat._regions)).result(LONG_S) == 0
+    channel.close()
+
+
+def test_a_read_into_rows_that_is_late_ends_with_its_agent_and_writes_nothing_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("UCX_TLS", "tcp,self")  # a READ that needs the holder
+    monkeypatch.setattr(nixl_seat, "READ_BYTES", LAYOUT.block_bytes)
+    always = property(lambda _: True, lambda *_: None)
+    monkeypatch.setattr(nixl_seat.Seat, "direct", always, raising=False)
+    transport = NixlTransport(peer_of(LAYOUT))
+    with OtherProcess("nixl", keys=KEYS) as other:
+        channel = connect(transport, other.peer)
+        counts = copied(monkeypatch)
+        assert set(reasons(pulled(channel, other.peer, KEYS)[0])) == {None}
+        assert counts == []
+        after_the_first(monkeypatch, other.stop)
+        begin_s = time.monotonic()
+        outcomes, rows = pulled(channel, other.peer, KEYS, LATE_S)
+        assert LATE_S <= time.monotonic() - begin_s < LONG_S / 2
+        late = outcomes.index(Outcome(Reason.LATE))
+        assert set(reasons(outcomes[late:])) == {Reason.LATE}
+        as_returned = rows.copy()
+        assert (rows[-1] == 0xEE).all()
+        assert channel.broken
+        seat = channel._reader._seat  # type: ignore[attr-defined]
+        assert seat._agent is None
+        channel.close()
+        other.go_on()  # UCX may end it, because a READ was cut off
+        seat._thread.join(LONG_S)
+        assert not seat._thread.is_alive()
+        assert (rows == as_returned).all()
+    transport.close()
+
+
+def test_many_keys_are_asked_for_in_two_parts_and_each_row_gets_its_own_block(
+    transport: NixlTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    begin = Asker.begin
+
+    def note(self: Asker, pull: Pull, part: slice, *more: Any, **place: Any) -> None:
+        asked.append(part.stop - part.start)
+        begin(self, pull, part, *more, **place)
+
+    monkeypatch.setattr(Asker, "begin", note)
+    keys = keys_of(placed.MANY_KEYS + 6)
+    wanted = [*keys[5:], ABSENT[0], *keys[:5]]
+    with OtherProcess("nixl", keys=keys, slots=len(keys)) as other:
+        channel = connect(transport, other.peer)
+        for _ in range(3):
+            outcomes, _ = pulled(channel, other.peer, wanted)
+            assert [key for key, each in zip(wanted, outcomes, strict=True) if each.reason] == [
+                ABSENT[0]
+            ]
+        assert asked[:2] == [len(wanted) // 4, len(wanted) - len(wanted) // 4]
+        assert not channel.broken
+        end_s = time.monotonic() + LONG_S
+        while other.does("counts").lent_bytes:
+            assert time.monotonic() < end_s
+        channel.close()
+
+
+def test_a_pull_that_is_cancelled_while_more_is_asked_for_leaves_a_channel_that_works(
+    transport: NixlTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = keys_of(placed.MANY_KEYS)
+    with OtherProcess("nixl", keys=keys, slots=len(keys)) as other:
+        channel, rows = connect(transport, other.peer), empty_rows(len(keys))
+        cancelled: list[int] = []
+        after_the_first(monkeypatch, lambda: cancelled.append(1))
+        pull = replace(pull_of(other.peer, keys, rows), cancelled=lambda: bool(cancelled))
+        outcomes = channel.pull(pull)
+        check(keys, rows, outcomes, LAYOUT)
+        assert set(reasons(outcomes[len(keys) // 4 :])) == {Reason.CANCELLED}
+        assert not channel.broken
+        assert set(reasons(pulled(channel, other.peer, keys)[0])) == {None}
+        end_s = time.monotonic() + LONG_S
+        while other.does("counts").lent_bytes:
+            assert time.monotonic() < end_s
+        channel.close()
 
 
 def test_a_block_that_is_not_there_is_gone_and_the_others_arrive(
@@ -177,7 +344,7 @@ def test_a_slot_that_got_another_block_after_the_loan_ended_is_corrupt_never_wro
         outcomes, _ = pulled(channel, other.peer, KEYS)
         assert outcomes[0].reason is None  # and perhaps one more, which was read ahead
         assert set(reasons(outcomes)) == {None, Reason.CORRUPT}
-        assert set(reasons(outcomes[nixl.DEPTH :])) == {Reason.CORRUPT}
+        assert set(reasons(outcomes[nixl_seat.DEPTH :])) == {Reason.CORRUPT}
         assert set(reasons(pulled(channel, other.peer, KEYS)[0])) == {Reason.GONE}
         channel.close()
 
@@ -186,7 +353,7 @@ def test_a_read_from_a_holder_that_freezes_is_late_and_writes_nothing_afterwards
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("UCX_TLS", "tcp,self")  # a READ from shared memory needs nobody there
-    monkeypatch.setattr(nixl, "READ_BYTES", LAYOUT.block_bytes)
+    monkeypatch.setattr(nixl_seat, "READ_BYTES", LAYOUT.block_bytes)
     transport = NixlTransport(peer_of(LAYOUT))
     with OtherProcess("nixl", keys=KEYS) as other:
         channel = connect(transport, other.peer)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from kvbench.peer.fetch import Fetcher
 from kvbench.peer.joined import Joined
 from kvbench.peer.keeping import Origin
 from kvbench.peer.limits import FetchOptions
-from kvbench.peer.store import PeerStore, Store
+from kvbench.peer.store import PeerStore
 from kvbench.store.block import Bytes, Layout, Status
 from kvbench.store.events import Event, Kind
 from kvbench.store.exposition import exposition
@@ -35,6 +36,9 @@ from tests.store.blocks import (
     payloads_of,
     put,
 )
+
+if TYPE_CHECKING:
+    from kvbench.store.api import Store
 
 QUICK_S = 0.15
 EXAMPLES = max(100, settings().max_examples)

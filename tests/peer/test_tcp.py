@@ -722,6 +722,27 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+def test_a_connection_counts_as_open_until_its_file_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closing, go_on, close = threading.Event(), threading.Event(), socket.socket.close
+
+    def when_told(sock: socket.socket) -> None:
+        if threading.current_thread().name == "kvbench-peer-tcp":
+            closing.set()
+            go_on.wait(WAIT_S)
+        close(sock)
+
+    monkeypatch.setattr(socket.socket, "close", when_told)
+    with serving() as served:
+        with raw(served):
+            assert until(lambda: served.listener.counts().open == 1)
+        assert closing.wait(WAIT_S)
+        assert served.listener.counts().open == 1
+        go_on.set()
+        assert until(lambda: served.listener.counts().open == 0)
+
+
 def test_a_thousand_hostile_connections_leave_no_thread_and_no_file_behind() -> None:
     with serving() as served:
         keys = keys_of(1)
@@ -732,9 +753,12 @@ def test_a_thousand_hostile_connections_leave_no_thread_and_no_file_behind() -> 
             with raw(served) as hostile:
                 hostile.sendall(os.urandom(1 + number % 64))
         assert reasons(served.pull(honest, keys, empty_rows(1))) == [None]
+        # Those that still wait to be accepted have neither a thread nor a file yet, and one that is
+        # being accepted has a file and does not count as open yet.
+        assert until(lambda: served.listener.counts().accepted == 1001)
         assert until(lambda: served.listener.counts().open == 1)
         assert until(lambda: threading.active_count() <= threads)
-        assert open_files() <= files
+        assert until(lambda: open_files() <= files)
         honest.close()
 
 

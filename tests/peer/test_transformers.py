@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +28,6 @@ from tests.integrations.models import (
 )
 from tests.peer.eventful import eventually
 from tests.peer.sidecar import LEASE_S, PATIENCE_S
-
-if TYPE_CHECKING:
-    from kvbench.store.store import TieredStore
 
 pytest.importorskip("zenoh")
 ROOT = Path(__file__).parents[2]
@@ -108,8 +105,7 @@ def test_a_model_answers_with_the_prefix_that_another_process_computed(
     with other(model, toml(tmp_path, model, "a")) as a:
         assert a["saved"] == BLOCKS
         with connect(toml(tmp_path, model, "b", a["join"])) as service:
-            store = cast("TieredStore", service.store)
-            prefix = PrefixCache(store, shape, namespace_of(shape))
+            prefix = PrefixCache(service.store, shape, namespace_of(shape))
             assert knows(service, prefix.keys(ids))
             restored = prefix.restore(ids)
             incoming, own = service.status().incoming, service.status().tiers["dram"]
