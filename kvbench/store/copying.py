@@ -80,6 +80,15 @@ def _addresses(arrays: Sequence[Bytes], layout: Layout) -> "array[int]":
     return found
 
 
+def address_of(array_: Bytes) -> int:
+    """Where an array's first byte lies."""
+    try:
+        return addressof(c_char.from_buffer(cast("Buffer", array_)))
+    except TypeError:
+        address: int = array_.__array_interface__["data"][0]
+        return address
+
+
 def _run(how: How, from_: "array[int]", to: "array[int]", layout: Layout) -> list[bytes]:
     compiled = kernel()
     assert compiled is not None

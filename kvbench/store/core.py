@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvbench.errors import TierUnavailableError
@@ -21,9 +22,10 @@ from kvbench.store.events import EventLog, Kind
 from kvbench.store.lease import Hold, LeaseBook
 from kvbench.store.metrics import Counted, Metrics
 from kvbench.store.options import Moving, Options
+from kvbench.store.staging import prepare
 from kvbench.store.table import SlotTable, State
 from kvbench.store.tier import NOTHING, Recovered, Tier
-from kvbench.store.workers import Workers
+from kvbench.store.workers import Workers, nothing
 from kvbench.store.xxh3 import kernel
 
 if TYPE_CHECKING:
@@ -188,8 +190,12 @@ class Core:
         table, policy, holding = self.books(tier, found)  # before there are threads to be ended
         limit = options.queued_tasks
         if tier.stalls:
-            readers = Workers(f"{tier.name}-read", options.read_threads, limit=limit)
-            writers = Workers(f"{tier.name}-write", options.write_threads, limit=limit)
+            blocks = min(tier.slots, max(1, options.transfer_bytes // tier.layout.block_bytes))
+            staged = partial(prepare, blocks, tier.layout.block_bytes)
+            # With memory above, most blocks come and go through its slots.
+            begin = nothing if number else staged
+            readers = Workers(f"{tier.name}-read", options.read_threads, limit=limit, begin=begin)
+            writers = Workers(f"{tier.name}-write", options.write_threads, limit=limit, begin=begin)
         else:
             readers = writers = Workers(tier.name, options.memory_threads, limit=limit)
         level = Level(

@@ -2,44 +2,34 @@
 
 The blocks arrive in memory of the store: in slots of the tier above, if they are to be promoted,
 else in the worker's own staging buffer. From there they are copied to each row that still waits.
+The first of these copies is the check too, one pass over the bytes, where the row is in host
+memory: a damaged block reaches a row, but never its answer. A drive is not given the row itself:
+it may hang with it after the deadline. (Nor is that faster, unless rows lie in huge pages: of
+small ones the kernel pins 256 for 1 MiB, which takes it as long as the copy.)
 """
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from kvbench.store.block import Bytes, Stamp, Status
+from kvbench.store.copying import copy_with_sums, sums_of
 from kvbench.store.core import Level
-from kvbench.store.memory_read import QUEUE_FULL, problems
+from kvbench.store.memory_read import QUEUE_FULL, problems, shape_of
 from kvbench.store.metrics import Counted
-from kvbench.store.posix import mapped_buffer
 from kvbench.store.request import Request
-from kvbench.store.rows import Rows, RowsError
+from kvbench.store.rows import HostRows, Rows, RowsError
 from kvbench.store.spans import IO
+from kvbench.store.staging import staging
 from kvbench.store.table import State
 
 if TYPE_CHECKING:
     from kvbench.store.gets import Gets
 
-PAGE_BYTES = 4096
 SHARE_BYTES = 2**20  # what one worker at least takes of a request: less is all bookkeeping
 SHARE_IN_FLIGHT = 4  # one slot in so many, at most, is promised to blocks that are being read
 Waiter = tuple[Request, int, Rows | None]  # a request, which of its keys, its rows; None: prefetch
-
-_own = threading.local()
-
-
-def staging(count: int, block_bytes: int) -> list[Bytes]:
-    """This thread's page-aligned buffers for `count` blocks, used again by its next call."""
-    if not count:
-        return []
-    stride = -(-block_bytes // PAGE_BYTES) * PAGE_BYTES
-    area: Bytes | None = getattr(_own, "area", None)
-    if area is None or area.nbytes < count * stride:
-        area = _own.area = mapped_buffer(count * stride, huge_pages=True)
-    return [area[at * stride : at * stride + block_bytes] for at in range(count)]
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +44,10 @@ class Flight:
 
     def wanted(self) -> bool:
         """Whether anybody still waits."""
-        return any(request.waiting() for request, _, _ in self.waiters)
+        for request, _, _ in self.waiters:  # noqa: SIM110  any() makes a generator for each block
+            if request.waiting():
+                return True
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +59,8 @@ class _Arrival:
     promoted: int | None  # the slot above, WRITING, whose memory the target is
     stamp: Stamp | None = None
     error: Exception | None = None
-    by_parts: Waiter | None = None  # who has had every part so far
+    taker: Waiter | None = None  # the first of those who wait: has had every part so far
+    row: Bytes | None = None  # the taker's memory for what is being read, while it is claimed
 
 
 class DriveRead:
@@ -90,7 +84,7 @@ class DriveRead:
         arrivals = self._arrivals = self._places()
         if all(flight.by_layer for flight in wanted) and level.tier.parts_alone:
             for arrival in arrivals:
-                arrival.by_parts = next(iter(arrival.flight.waiters), None)
+                arrival.taker = next(iter(arrival.flight.waiters), None)
             for part in range(core.layout.parts):
                 self._read([each for each in arrivals if each.error is None], part)
         else:
@@ -110,6 +104,7 @@ class DriveRead:
     def fail(self, reason: str) -> None:
         """It raised, or its tier was given up before it began."""
         core = self._gets.core
+        _untake(self._arrivals)
         if self.level.readable:
             core.crashed(self.level, "read", reason)
         for flight, waiters in self._gets.landed(self._flights):
@@ -148,8 +143,10 @@ class DriveRead:
     def _places(self) -> list[_Arrival]:
         """A place for each block: a slot above if it is promoted, else staging."""
         core, flights = self._gets.core, self._flights
-        with core.lock:
-            slots = [self._slot_above(flight) for flight in flights]
+        slots: list[int | None] = [None] * len(flights)
+        if self.level.number:
+            with core.lock:
+                slots = [self._slot_above(flight) for flight in flights]
         buffers = staging(slots.count(None), core.layout.block_bytes)
         arrivals: list[_Arrival] = []
         for flight, slot in zip(flights, slots, strict=True):
@@ -160,8 +157,6 @@ class DriveRead:
     def _slot_above(self, flight: Flight) -> int | None:
         """A slot in the tier above, WRITING; None if the block is not to go there."""
         core = self._gets.core
-        if not self.level.number:
-            return None
         above = core.levels[self.level.number - 1]
         if above.tier.stalls or not above.writable or not above.host_memory:
             return None
@@ -183,35 +178,79 @@ class DriveRead:
             each.target if part is None else layout.part(each.target, part) for each in arrivals
         ]
         found = self.level.tier.read([each.flight.slot for each in arrivals], targets, part)
-        keys = [each.flight.key for each in arrivals]
-        wrong = problems(found, keys, part, targets, layout, checked=self.level.tier.checks)
-        for arrival, stamp, error in zip(arrivals, found, wrong, strict=True):
+        wrong = problems(found, [each.flight.key for each in arrivals])
+        arrived: list[tuple[_Arrival, Bytes]] = []
+        for arrival, data, stamp, error in zip(arrivals, targets, found, wrong, strict=True):
             arrival.error = error
             if error is None:
                 arrival.stamp = cast("Stamp", stamp)
+                arrived.append((arrival, data))
+        self._check(arrived, part)
         if part is not None:
-            self._hand_part(
-                [
-                    (arrival, data)
-                    for arrival, data in zip(arrivals, targets, strict=True)
-                    if arrival.error is None
-                ],
-                part,
-            )
+            self._hand_part([each for each in arrived if each[0].error is None], part)
+
+    def _check(self, arrived: list[tuple[_Arrival, Bytes]], part: int | None) -> None:
+        """Compare what arrived with its checksums, in the copy to the row of its taker if it can.
+
+        A row whose block is damaged is let go at once, whatever it holds now.
+        """
+        layout = shape_of(self._gets.core.layout, part)
+        self._take([arrival for arrival, _ in arrived], part)
+        rows = [arrival.row for arrival, _ in arrived if arrival.row is not None]
+        if len(rows) < len(arrived):  # those with a row first
+            arrived = sorted(arrived, key=lambda each: each[0].row is None)
+        data = [each for _, each in arrived]
+        sums = copy_with_sums(data[: len(rows)], rows, layout)
+        if self.level.tier.checks:
+            return
+        sums += sums_of(data[len(rows) :], layout)
+        stamps = [cast("Stamp", arrival.stamp) for arrival, _ in arrived]
+        keys = [stamp.key for stamp in stamps]
+        bad: list[_Arrival] = []
+        for (arrival, _), error in zip(arrived, problems(stamps, keys, part, sums), strict=True):
+            if error is not None:
+                arrival.error = error
+                bad.append(arrival)
+        _untake(bad)
+
+    def _take(self, arrivals: list[_Arrival], part: int | None) -> None:
+        """Claim the row of the first who waits for each block, if it is in host memory."""
+        wanted: dict[Request, dict[int, _Arrival]] = {}
+        with self._gets.core.lock:  # if the tier is given up, its waiters are no longer ours
+            for arrival in arrivals:
+                waiters = arrival.flight.waiters
+                if part is not None and arrival.taker not in waiters:
+                    arrival.taker = None
+                for waiter in waiters if part is None else (arrival.taker,):
+                    if waiter is not None and isinstance(waiter[2], HostRows):
+                        arrival.taker = waiter
+                        wanted.setdefault(waiter[0], {})[waiter[1]] = arrival
+                        break
+            for request, takers in wanted.items():
+                for index in request.claim(list(takers)):
+                    arrival = takers.pop(index)
+                    arrival.row = _row(arrival.taker, part)
+                for arrival in takers.values():  # settled: too late
+                    arrival.taker = None
 
     def _hand_part(self, arrived: list[tuple[_Arrival, Bytes]], part: int) -> None:
-        """One part of each block to the waiter that takes it part by part."""
+        """One part of each block, which is good, to the waiter that takes it part by part."""
         wanted: list[tuple[Waiter, Bytes]] = []
-        with self._gets.core.lock:  # if the tier is given up, its waiters are no longer ours
+        with self._gets.core.lock:  # as in `_take`
             for arrival, data in arrived:
-                if arrival.by_parts is None:
+                if arrival.taker is None or arrival.row is not None:
                     continue
-                request, index, rows = arrival.by_parts
-                ours = arrival.by_parts in arrival.flight.waiters
+                request, index, rows = arrival.taker
+                ours = arrival.taker in arrival.flight.waiters
                 if rows is None or not ours or not request.claim([index]):
-                    arrival.by_parts = None
+                    arrival.taker = None
                     continue
-                wanted.append((arrival.by_parts, data))
+                wanted.append((arrival.taker, data))
+        for arrival, _ in arrived:
+            if arrival.row is not None and arrival.taker is not None:
+                request, index, _ = arrival.taker
+                request.arrived([index], part)
+        _untake([arrival for arrival, _ in arrived])
         for request, rows, indexes, pieces in _by_request(wanted):
             try:
                 rows.receive_many(indexes, part, pieces)
@@ -252,15 +291,23 @@ class DriveRead:
         )
         waiting = self._gets.landed([arrival.flight for arrival in good])
         wanted: list[tuple[Waiter, Bytes]] = []
+        done: dict[Request, list[int]] = {}
         for arrival, (_, waiters) in zip(good, waiting, strict=True):
+            if arrival.row is not None and arrival.taker is not None:  # waits for us, whoever else
+                request, index, _ = arrival.taker
+                done.setdefault(request, []).append(index)
             for waiter in waiters:
                 request, index, rows = waiter
+                if arrival.row is not None and waiter == arrival.taker:
+                    continue
                 if rows is None and arrival.promoted is None:
                     request.settle([index], Status.BUSY, "no room in the faster tier")
-                elif rows is None or waiter == arrival.by_parts:
-                    request.settle([index], Status.OK)
+                elif rows is None or waiter == arrival.taker:
+                    done.setdefault(request, []).append(index)
                 else:
                     wanted.append((waiter, arrival.target))
+        for request, indexes in done.items():
+            request.settle(indexes, Status.OK)
         for request, rows, indexes, data in _by_request(wanted):
             _copy(request, rows, indexes, data)
 
@@ -280,6 +327,23 @@ class DriveRead:
                 core.levels[self.level.number - 1],
                 [each.promoted for each in arrivals if each.promoted is not None],
             )
+
+
+def _row(taker: Waiter | None, part: int | None) -> Bytes:
+    """The memory of a taker's row, or of one part of it."""
+    assert taker is not None
+    _, index, rows = taker
+    assert isinstance(rows, HostRows)
+    return rows.target(index, part)
+
+
+def _untake(arrivals: Sequence[_Arrival]) -> None:
+    """Let go of the rows that were claimed for these, unsettled."""
+    for arrival in arrivals:
+        if arrival.row is not None and arrival.taker is not None:
+            arrival.row = None
+            request, index, _ = arrival.taker
+            request.unclaim([index])
 
 
 def _by_request(

@@ -64,15 +64,31 @@ class Gets:
         self._flights: dict[tuple[int, bytes], Flight] = {}
 
     def start(
-        self, request: Request, keys: Sequence[bytes], rows: Rows | None, by_layer: bool
+        self,
+        request: Request,
+        keys: Sequence[bytes],
+        rows: Rows | None,
+        by_layer: bool,
+        *,
+        held: bool = False,
     ) -> None:
-        """Find the blocks and queue the reading of them."""
-        core = self.core
-        with core.lock:
-            places = [core.find(key) for key in keys]
-            core.touch([key for key, place in zip(keys, places, strict=True) if place])
-            plan = self._plan(request, range(len(keys)), keys, places, rows, by_layer)
-        self._begin(request, plan)
+        """Find the blocks and queue the reading of them.
+
+        Those that are `held` by a lease as many at a time as the readers of a drive can have under
+        way: it is at work on the first while the others are looked for. Others all at once, or the
+        first might push the last out of memory.
+        """
+        core, options = self.core, self.core.options
+        at_once = options.read_threads * options.transfer_bytes // core.layout.block_bytes
+        step = max(1, at_once if held else len(keys))
+        for at in range(0, len(keys), step):
+            some = keys[at : at + step]
+            with core.lock:
+                places = [core.find(key) for key in some]
+                core.touch([key for key, place in zip(some, places, strict=True) if place])
+                indexes = range(at, at + len(some))
+                plan = self._plan(request, indexes, some, places, rows, by_layer)
+            self._begin(request, plan)
 
     def again(self, request: Request, index: int, key: bytes, rows: Rows | None) -> None:
         """A copy was damaged or out of reach: look for another one, once the row is not in use."""

@@ -13,6 +13,7 @@ wait in memory until `commit`; `forget` strikes them there too. Three promises, 
   deletion). A row that comes back names a slot whose record is of another block, or torn.
 - After a clean close the columns also lie in a snapshot, ten times as fast to read as rows. The
   first change after that invalidates it in the same transaction, before a record is overwritten.
+  After a kill it still serves for the rows that have the same slot and sequence number as then.
 
 May import: kvbench.errors, kvbench.store. numpy, not torch.
 """
@@ -24,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,11 +41,14 @@ from kvbench.store.index_file import (
     read_meta,
 )
 from kvbench.store.records import Columns
-from kvbench.store.snapshot import IndexDamagedError, check, pack, unpack
+from kvbench.store.snapshot import IndexDamagedError, check, pack, still_true, unpack
 
 MOST_WAITING, LONGEST_WAIT_S = 8192, 1.0  # rows in memory, and for how long
 EPOCH_BITS = 40  # of a sequence number; above them the number of openings that wrote
 MOST_EPOCHS = 1 << 22
+LEAST_SHARED = 3  # blocks in a snapshot of before for one that came later, or it is not worth it
+
+_PARTS = "SELECT part, rows, sum, data FROM snapshot ORDER BY part"
 
 log = logging.getLogger(__name__)
 
@@ -124,23 +128,45 @@ class Index:
         with self._base_lock, self._as_damage():
             if self.clean:
                 try:
-                    return unpack(
-                        self.base.execute(
-                            "SELECT part, rows, sum, data FROM snapshot ORDER BY part"
-                        ),
-                        slots,
-                    )
+                    return unpack(self.base.execute(_PARTS), slots)
                 except (IndexDamagedError, IndexError, TypeError, ValueError) as error:
                     log.warning("%s: its snapshot is damaged (%s); rows are read", self.path, error)
                     self.clean = False
-            return self._from_rows(slots)
+            return self._from_both(slots) or self._from_rows(slots)
+
+    def _from_both(self, slots: int) -> Columns | None:
+        """The blocks of the rows; what a snapshot of before still says of them is faster to read.
+
+        None if there is no such snapshot, or too little of it is left, or anything looks wrong:
+        then the rows have to say it all.
+        """
+        try:
+            old = unpack(self.base.execute(_PARTS), slots)
+            query = "SELECT count(*) FROM blocks WHERE sequence > ?"
+            (newer,) = self.base.execute(query, (max(old.sequences),)).fetchone()
+            if newer * LEAST_SHARED > len(old):
+                return None
+            pairs = chain.from_iterable(self.base.execute("SELECT slot, sequence FROM blocks"))
+            found, changed = still_true(old, pairs, slots)
+            if not changed:
+                return found
+            found.extend(self._rows(slots, str(changed)))
+        except (IndexDamagedError, IndexError, TypeError, ValueError):
+            return None
+        return _newest(found)
 
     def _from_rows(self, slots: int) -> Columns:
+        return _newest(self._rows(slots))
+
+    def _rows(self, slots: int, among: str | None = None) -> Columns:
+        """All rows, or those `among` slots in JSON, in the order of their slots."""
         names = {number: name for name, number in self._tenants.items()}
         found = Columns()
         numbers: list[int] = []
+        query = "SELECT slot, key, parent, position, tenant, sequence FROM blocks"
+        where = "" if among is None else " WHERE slot IN (SELECT value FROM json_each(?))"
         cursor = self.base.execute(
-            "SELECT slot, key, parent, position, tenant, sequence FROM blocks ORDER BY slot"
+            f"{query}{where} ORDER BY slot", () if among is None else (among,)
         )
         while rows := cursor.fetchmany(256):  # few at a time stay in the processor's cache
             columns = list(zip(*rows, strict=True))
@@ -150,21 +176,12 @@ class Index:
             found.positions += columns[3]
             numbers += columns[4]
             found.sequences += columns[5]
-        if len(set(found.keys)) < len(found.keys):
-            # A damaged block had not been forgotten yet when its key was stored anew.
-            order: list[int] = np.argsort(found.sequences, kind="stable").tolist()
-            newest = {found.keys[i]: i for i in order}
-            kept = sorted(newest.values())
-            numbers = [numbers[i] for i in kept]
-            found.tenants = [""] * len(found.keys)
-            found = found.take(kept)
         try:
             check(found, slots)
             found.tenants = list(map(names.__getitem__, numbers))
         except (KeyError, TypeError, ValueError) as error:
             raise IndexDamagedError(f"a row has a value of the wrong type ({error})") from None
-        by_age = np.argsort(np.array(found.sequences, np.int64), kind="stable")
-        return found.take(by_age.tolist()) if (np.diff(by_age) != 1).any() else found
+        return found
 
     def quarantined(self) -> dict[int, str]:
         """The slots that are not to be used, and why. Raises IndexDamagedError."""
@@ -432,6 +449,17 @@ class Index:
         if base is not None:
             with contextlib.suppress(sqlite3.Error):  # damaged, or the drive is full
                 base.close()
+
+
+def _newest(found: Columns) -> Columns:
+    """Oldest write first, and of each key the row that was written last."""
+    by_age = np.argsort(np.array(found.sequences, np.int64), kind="stable")
+    order: list[int] = by_age.tolist()
+    if len(set(found.keys)) < len(found.keys):
+        # A damaged block had not been forgotten yet when its key was stored anew.
+        last = {found.keys[i]: i for i in order}
+        return found.take(sorted(last.values(), key=found.sequences.__getitem__))
+    return found.take(order) if (np.diff(by_age) != 1).any() else found
 
 
 def _today() -> str:

@@ -40,15 +40,14 @@ class Item(NamedTuple):
 def problems(
     found: Sequence[Stamp | Exception],
     keys: Sequence[bytes],
-    part: int | None,
-    data: Sequence[Bytes],
-    layout: Layout,
-    *,
-    checked: bool,
+    part: int | None = None,
+    sums: Sequence[bytes] | None = None,
 ) -> list[Exception | None]:
-    """What is wrong with each block, or part of one, that arrived; its bytes may be `checked`."""
-    first, of_each = (0, layout) if part is None else (part, Layout(layout.part_bytes))
-    sums = None if checked else sums_of(data, of_each)
+    """What is wrong with each block, or part of one, that arrived.
+
+    `sums` are the checksums of its bytes; None: those are not looked at.
+    """
+    first = part or 0
     wrong: list[Exception | None] = []
     for at, (stamp, key) in enumerate(zip(found, keys, strict=True)):
         if isinstance(stamp, Exception):
@@ -63,6 +62,11 @@ def problems(
         else:
             wrong.append(None)
     return wrong
+
+
+def shape_of(layout: Layout, part: int | None) -> Layout:
+    """The layout of what moves: a block, or one part of it, which has one checksum."""
+    return layout if part is None else Layout(layout.part_bytes)
 
 
 class MemoryRead:
@@ -157,7 +161,8 @@ class MemoryRead:
             some = items[at : at + step]
             data, found, checked = self._arrive(some, part)
             keys = [item.key for item in some]
-            wrong = problems(found, keys, part, data, layout, checked=checked)
+            sums = None if checked else sums_of(data, shape_of(layout, part))
+            wrong = problems(found, keys, part, sums)
             bad += [(item, error) for item, error in zip(some, wrong, strict=True) if error]
             whole = [error is None for error in wrong]
             arrived = list(compress(some, whole))

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from kvbench.store.block import Bytes, CorruptBlockError, Stamp, Status
 from kvbench.store.copying import sums_of
 from kvbench.store.core import Core, Level, bad_slot
-from kvbench.store.drive_read import staging
 from kvbench.store.metrics import Counted
 from kvbench.store.spans import COPY, IO
+from kvbench.store.staging import staging
 from kvbench.store.table import State
 
 # Called without the lock: what became of the block, why, and the slot where it is now if it is

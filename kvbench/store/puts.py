@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from kvbench.store.block import Bytes, Stamp, Status
 from kvbench.store.copying import sums_of
 from kvbench.store.core import Core, Level, bad_slot
-from kvbench.store.drive_read import SHARE_BYTES, staging
+from kvbench.store.drive_read import SHARE_BYTES
 from kvbench.store.metrics import Counted
 from kvbench.store.moves import Moves
 from kvbench.store.request import Request
 from kvbench.store.rows import HostRows, Rows, RowsError
 from kvbench.store.spans import COPY, IO
+from kvbench.store.staging import staging
 from kvbench.store.table import State
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import cast
 from kvbench.errors import UsageError
 from kvbench.store import aio
 from kvbench.store.block import Bytes, CorruptBlockError, Stamp
+from kvbench.store.copying import address_of
 from kvbench.store.drives import Drives, Engine
 from kvbench.store.posix import BlockFile, mapped_buffer
 from kvbench.store.records import HEADER_BYTES, PAGE_BYTES
@@ -305,8 +306,7 @@ class RecordIO:
 
 def _aligned(buffer: Bytes) -> bool:
     """Whether a drive can move it directly."""
-    address: int = buffer.__array_interface__["data"][0]
-    return address % PAGE_BYTES == 0 and bool(buffer.flags.c_contiguous)
+    return address_of(buffer) % PAGE_BYTES == 0 and bool(buffer.flags.c_contiguous)
 
 
 def _rest(buffers: Sequence[Bytes], done: int) -> list[Bytes]:

@@ -92,6 +92,27 @@ def unpack(parts: Iterable[Part], slots: int) -> Columns:
     return found
 
 
+def still_true(old: Columns, pairs: Iterable[int], slots: int) -> tuple[Columns, list[int]]:
+    """Of a snapshot that no longer holds, the blocks that are still there; which slots to look up.
+
+    `pairs` are slot and sequence number of every block that is there now, one after the other.
+    Both together name one record, since a sequence number is never used for another block.
+
+    Raises:
+        TypeError, ValueError, IndexError: they are no such numbers, or out of range.
+    """
+    now = np.fromiter(pairs, np.int64).reshape(-1, 2)
+    if (now < 0).any():
+        raise ValueError("a slot or a sequence number is below 0")
+    current = np.full(slots, -1, np.int64)
+    current[now[:, 0]] = now[:, 1]
+    places = np.array(old.slots, np.int64)
+    same = current[places] == np.array(old.sequences, np.int64)
+    current[places[same]] = -1
+    left = np.flatnonzero(current >= 0).tolist()
+    return (old if same.all() else old.take(np.flatnonzero(same).tolist())), left
+
+
 def check(found: Columns, slots: int) -> None:
     """Refuse rows, in the order of their slots, that cannot all be right.
 

@@ -141,7 +141,8 @@ class TieredStore:
         whole = as_rows(rows, len(keys), self.layout, filled=True)
         parts = self.layout.parts if by_layer else 0
         request = self._request("get", len(keys), deadline_s, parts=parts)
-        self._gets.start(request, keys, whole, by_layer)
+        held = isinstance(source, Lease) and bool(source.holds)
+        self._gets.start(request, keys, whole, by_layer, held=held)
         return request
 
     def put(

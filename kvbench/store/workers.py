@@ -34,22 +34,34 @@ class Task(Protocol):
         ...
 
 
-class Workers:
-    """So many threads and a queue of tasks with a limit."""
+def nothing() -> None:
+    """What threads begin with that have nothing to prepare."""
 
-    def __init__(self, name: str, threads: int, *, limit: int) -> None:
+
+class Workers:
+    """So many threads and a queue of tasks with a limit.
+
+    Each thread calls `begin` before anything else; it is ready when all of them have.
+    """
+
+    def __init__(
+        self, name: str, threads: int, *, limit: int, begin: Callable[[], object] = nothing
+    ) -> None:
         self.name = name
         self.limit = limit
         self._tasks: deque[Task] = deque()
         self._condition = threading.Condition()
         self._open = True
         self._busy: dict[int, float] = {}  # thread → since when, on the monotonic clock
+        self._begin, self._begun = begin, threading.Semaphore(0)
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True)
             for i in range(threads)
         ]
         for thread in self._threads:
             thread.start()
+        for _ in self._threads:
+            self._begun.acquire()
 
     @property
     def depth(self) -> int:
@@ -106,6 +118,10 @@ class Workers:
         return True
 
     def _work(self) -> None:
+        try:
+            self._begin()
+        finally:
+            self._begun.release()
         me = threading.get_ident()
         while True:
             with self._condition:

@@ -293,6 +293,58 @@ def test_the_first_change_makes_the_snapshot_invalid_before_it_returns(
     assert after.load(SLOTS).slots == ([1] if change in {"forget", "quarantine"} else [1, 2])
 
 
+def left_by_a_kill_after_changes(
+    index: Index, reopened: Callable[[], Index]
+) -> tuple[Index, list[Row]]:
+    """A thousand rows and their snapshot, then some changes; the rows as they are now."""
+    rows = a_thousand_rows()
+    put(index, *rows)
+    index.close(slots=SLOTS, clean=True)
+    changed = reopened()
+    first = changed.sequences(4)
+    stored_anew = row(9, first)._replace(key=rows[3].key)  # and slot 3 was not forgotten
+    overwritten = row(5, first + 1, "new")._replace(key=bytes([7]) * 32)
+    put(changed, stored_anew, overwritten)
+    by_slot = {each.slot: each for each in rows} | {9: stored_anew, 5: overwritten}
+    changed.forget([20, 21])
+    changed.commit([], drop=[22])
+    moved = by_slot[30]._replace(slot=22)  # with its sequence number, as `NvmeTier.move` does
+    changed.add([moved], 100)
+    changed.commit(changed.waiting(), drop=[30])
+    by_slot[22] = moved
+    for slot in (20, 21, 30, rows[3].slot):
+        del by_slot[slot]
+    crash(changed)
+    return reopened(), sorted(by_slot.values(), key=lambda each: each.sequence)
+
+
+def test_after_a_kill_a_snapshot_of_before_and_what_changed_since_say_what_the_rows_say(
+    index: Index, reopened: Callable[[], Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after, now = left_by_a_kill_after_changes(index, reopened)
+    with monkeypatch.context() as patch:
+        patch.delattr(Index, "_from_rows")  # not needed
+        assert rows_of(after.load(SLOTS)) == now
+    after.base.execute("DELETE FROM snapshot")
+    assert rows_of(after.load(SLOTS)) == now
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "a part is missing", "most is newer"])
+def test_a_snapshot_of_before_that_is_of_no_use_is_left_alone(
+    index: Index, wrong: str, reopened: Callable[[], Index]
+) -> None:
+    after, now = left_by_a_kill_after_changes(index, reopened)
+    if wrong == "damaged":
+        after.base.execute("UPDATE snapshot SET data = zeroblob(length(data)) WHERE part = 1")
+    elif wrong == "a part is missing":
+        after.base.execute("DELETE FROM snapshot WHERE part = 0")
+    else:
+        changed = [each._replace(sequence=each.sequence + (9 << EPOCH_BITS)) for each in now[:600]]
+        now = [*now[600:], *changed]
+        put(after, *changed)
+    assert rows_of(after.load(SLOTS)) == now
+
+
 def test_reading_alone_leaves_the_snapshot_valid_also_after_a_kill(
     index: Index, reopened: Callable[[], Index]
 ) -> None:
