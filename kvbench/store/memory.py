@@ -17,6 +17,7 @@ import mmap
 import os
 import platform
 import resource
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ class Slab:
         self._unpin: Callable[[], None] | None = None
         in_pool = _in_pool(size_bytes, node)
         self.fd, self.offset_bytes, self.buffer = in_pool or _in_pages(size_bytes, node)
+        # A tier that nobody closes must not hold its memory for as long as the process lives.
+        self._end_file = weakref.finalize(self, os.close, self.fd)
+        self._end_file.atexit = False
         try:
             self._settle(in_pool=bool(in_pool), require_locked=require_locked, pin=pin)
         except TierUnavailableError:
@@ -77,7 +81,7 @@ class Slab:
             self._unpin = None
         self.buffer = np.empty(0, dtype=np.uint8)
         if self.fd >= 0:
-            os.close(self.fd)
+            self._end_file()
             self.fd = -1
 
     def _settle(self, *, in_pool: bool, require_locked: bool, pin: bool | None) -> None:

@@ -301,3 +301,9 @@ def test_on_a_gpu_the_slab_is_pinned_for_it() -> None:
     assert str(tier.facts()["memory"]).startswith("pinned by CUDA")
     assert torch.from_numpy(tier.view(1)).is_pinned()
     tier.close()
+
+
+def test_a_slab_that_nobody_closed_gives_its_file_back() -> None:
+    file = Path(f"/proc/self/fd/{Slab(MIB).fd}")  # and nobody has it any more
+    gc.collect()
+    assert not file.exists() or "memfd:kvbench" not in str(file.readlink())
