@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^(?:\$ )?(kvbench .*|make .*)$")
 INLINE = re.compile(r"`(kvbench [^`]+|make [a-z]+)`")
-GROUPS = ("history", "store", "peer", "peer certs")  # commands of commands
+GROUPS = ("history", "store", "peer", "peer certs", "trace")  # commands of commands
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 

@@ -30,7 +30,9 @@ from kvbench.cli import (
     profile,
     report,
     run,
+    simulate,
     store,
+    trace,
 )
 from kvbench.errors import KvbenchError
 
@@ -49,6 +51,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("calibrate", calibrate.calibrate),
     ("crossover", crossover.crossover),
     ("plan", plan.plan),
+    ("simulate", simulate.simulate),
     ("profile", profile.profile),
     ("doctor", doctor.doctor),
     ("lint", lint.lint),
@@ -59,6 +62,7 @@ for _name, _command in COMMANDS:
 app.add_typer(history.history, name="history")
 app.add_typer(store.store, name="store")
 app.add_typer(peer.peer, name="peer")
+app.add_typer(trace.trace, name="trace")
 
 
 def _show_version(wanted: bool) -> None:

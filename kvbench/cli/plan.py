@@ -1,4 +1,4 @@
-"""`kvbench plan`: how large a model's KV cache is, and how much of it fits on this machine.
+"""`kvbench plan`: how large a model's KV cache is, how much of it fits, and whether to load it.
 
 Computes and looks; measures nothing and writes nothing. JSON has base units only.
 """
@@ -46,6 +46,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     model: Any  # KVGeometry; its import is late
     requests: list[Request]
     tiers: list[Room]
+    loads: Any = None  # Loads, where a report or hardware was named
 
 
 def plan(  # noqa: PLR0913  the options of the command are its interface
@@ -76,10 +77,28 @@ def plan(  # noqa: PLR0913  the options of the command are its interface
             show_default="the current directory",
         ),
     ] = Path(),
+    report: Annotated[
+        Path | None,
+        typer.Option(help="A report: time to load a prefix from its tiers, or to recompute it."),
+    ] = None,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            help="The same for named hardware (h100, b200, mi300x, ...); with --report, what it "
+            "computes with; mooncake-fast25 or splitwise:NAME are measured times of computing."
+        ),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Weights: bf16, fp8, fp4 or int4.")] = "bf16",
+    drives: Annotated[int, typer.Option(min=1, help="Drives (PM9A3) of named hardware.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """Show a model's KV cache in bytes, and how many tokens fit in each tier of this machine."""
+    """Show a model's KV cache in bytes, and how many tokens fit in each tier of this machine.
+
+    With --report or --hardware also whether a cached prefix is loaded or recomputed faster, from
+    which length on, and how both at once would share it.
+    """
     # Not at the top: --help needs none of it.
+    from kvbench.cli.plan_loads import Asked, make_loads
     from kvbench.cli.report import stdout_console
     from kvbench.geometry import load_geometry
     from kvbench.machine import probe_machine
@@ -92,7 +111,12 @@ def plan(  # noqa: PLR0913  the options of the command are its interface
         pipeline_parallel=pp,
     )
     lengths = REQUEST_TOKENS if tokens is None else (tokens,)
-    document = make_document(geometry, probe_machine(directory), lengths)
+    machine = probe_machine(directory)
+    document = make_document(geometry, machine, lengths)
+    asked = Asked(model=model, report=report, hardware=hardware, weights=weights, drives=drives)
+    if asked.any:
+        loads = make_loads(geometry, machine, asked, lengths)
+        document = msgspec.structs.replace(document, loads=loads)
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(document)).decode())
     else:
@@ -184,6 +208,11 @@ def _print(console: "Console", geometry: "KVGeometry", document: Document) -> No
     line("Each tier alone, in whole blocks; tokens are those of one sequence.")
     if _is_split(geometry):
         line("One rank's share is counted; ranks that share a machine share its dram and nvme.")
+    if document.loads is not None:
+        from kvbench.cli.plan_loads import show_loads
+
+        line("")
+        show_loads(console, document.loads, line)
 
 
 def _is_split(geometry: "KVGeometry") -> bool:

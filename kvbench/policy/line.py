@@ -109,6 +109,13 @@ class Line(Generic[Key]):
                 return self._step_aside(key)
         return None
 
+    def front(self) -> Key:
+        """The block that has been here longest, whether it was given or not; for lines of no tier.
+
+        Raises StopIteration if there is none.
+        """
+        return next(iter(self._aside or self._row))
+
     def row(self) -> Iterator[Key]:
         """Those that were not given yet, and stay where they are, from the front."""
         return iter(self._row)

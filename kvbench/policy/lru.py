@@ -1,4 +1,4 @@
-"""LRU: the block goes that was touched longest ago, once its children in the tier have gone.
+"""LRU: the block goes that was touched longest ago, once its children in the tier have gone; FIFO.
 
 A request is touched from its tail, so that among its own blocks the deepest is the oldest and
 victims are found at the front of the line. `touch` is one move in a linked list per key.
@@ -106,3 +106,11 @@ class LRU(Generic[Key]):
 
     def __len__(self) -> int:
         return len(self._family.parents)
+
+
+class FIFO(LRU[Key]):
+    """First in, first out; a `TreePolicy`. As `LRU`, but a touch changes nothing."""
+
+    def touch(self, keys: Sequence[Key]) -> None:
+        """A request used these blocks; they go no later for that."""
+        del keys

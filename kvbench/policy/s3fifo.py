@@ -1,153 +1,113 @@
 """S3-FIFO: a small queue for the new, a main queue for what was touched again, and a ghost.
 
-After Yang et al., SOSP 2023, with these choices: the small queue is held at 10 % of the blocks that
-are here, not of a capacity; one touch after coming in moves a block to main when its turn in the
-small queue comes ("a second touch"); a block with children in the tier is not looked at.
+After Yang et al., SOSP 2023. `S3FIFO` is for a tier of any size: the small queue is held at 10 % of
+the blocks that are here, and one touch after coming in moves a block to main when its turn in the
+small queue comes ("a second touch"). `S3FIFOOfCapacity` is that of libCacheSim 0.3.5.
 
 May import: nothing of kvbench but kvbench.policy.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Generic
+from collections.abc import Sequence
 
-from kvbench.policy.line import Line
 from kvbench.policy.policy import Key
-from kvbench.policy.tree import Family, Leaving
+from kvbench.policy.queues import Ghosts, Queued
 
 SMALL_SHARE = 10  # the small queue is a tenth
 MOST_TOUCHES = 3  # counted in two bits, as in the paper
+SMALL, MAIN = 0, 1  # the lines
 
 
-class S3FIFO(Generic[Key]):
+class S3FIFO(Queued[Key]):
     """Two queues and a ghost; a `TreePolicy`.
 
     Keys that went from the small queue are remembered, as many as there are blocks in the tier:
-    one that comes again goes to main at once. `insert`, `touch` and `remove` are O(1) a key;
-    `victims` is O(count log n) amortised over the touches, since each of them lets its block be
-    passed over once more; spared blocks at the front of both queues come on top.
+    one that comes again goes to main at once. Costs are those of `Queued`: each touch lets its
+    block be passed over once more.
     """
 
     def __init__(self) -> None:
-        self._family: Family[Key] = Family()
-        self._small: Line[Key] = Line()
-        self._main: Line[Key] = Line()
+        super().__init__(2)
         self._touches: dict[Key, int] = {}
-        self._ghost: OrderedDict[Key, None] = OrderedDict()
+        self._ghosts: Ghosts[Key] = Ghosts(0)  # as many as blocks are here
 
-    @property
-    def family(self) -> Family[Key]:
-        """The tree of its blocks. To be read only."""
-        return self._family
-
-    def insert(self, key: Key, parent: Key | None, position: int) -> None:
-        """A block came into the tier."""
-        del position
-        self._family.enter(key, parent)
+    def _arrive(self, key: Key) -> None:
         self._touches[key] = 0
-        if key in self._ghost:
-            del self._ghost[key]
-            self._main.append(key)
-        else:
-            self._small.append(key)
+        self._lines[MAIN if self._ghosts.take(key) else SMALL].append(key)
 
-    def insert_many(
-        self, keys: Sequence[Key], parents: Sequence[Key | None], positions: Sequence[int]
-    ) -> None:
-        """As `insert` for each, oldest first; all of them or none."""
-        del positions
-        self._family.enter_many(keys, parents)
-        self._touches.update(dict.fromkeys(keys, 0))
-        ghost = self._ghost
-        again = [key for key in keys if key in ghost] if ghost else []
-        for key in again:
-            del ghost[key]
-            self._main.append(key)
-        known = set(again)
-        self._small.extend([key for key in keys if key not in known] if known else keys)
+    def _use(self, key: Key) -> None:
+        seen = self._touches.get(key)
+        if seen is not None and seen < MOST_TOUCHES:
+            self._touches[key] = seen + 1
 
-    def touch(self, keys: Sequence[Key]) -> None:
-        """A request used these blocks, one prefix in order. Absent ones are ignored."""
-        touches = self._touches
-        for key in keys:
-            seen = touches.get(key)
-            if seen is not None and seen < MOST_TOUCHES:
-                touches[key] = seen + 1
+    def _turns(self, sizes: Sequence[int], moved: int | None) -> Sequence[int]:
+        del moved
+        return (SMALL, MAIN) if SMALL_SHARE * sizes[SMALL] >= sum(sizes) else (MAIN, SMALL)
 
-    def remove(self, key: Key) -> None:
-        """The block left the tier. Absent ones are ignored."""
-        self.remove_many([key])
-
-    def remove_many(self, keys: Iterable[Key]) -> None:
-        """As `remove` for each."""
-        here = [key for key in keys if self._touches.pop(key, None) is not None]
-        for key in here:
-            if self._small.discard(key):
-                self._ghost[key] = None
-            else:
-                self._main.discard(key)
-        freed = self._family.leave_many(here)
-        while len(self._ghost) > len(self):
-            self._ghost.popitem(last=False)
-        for parent in freed:
-            self._recall(parent)
-
-    def victims(
-        self, count: int, spared: Callable[[Key], bool], *, gone: Collection[Key] = ()
-    ) -> list[Key]:
-        """Up to `count` blocks, the one that goes first first; they stay until removed.
-
-        Blocks that were touched are moved on as they are looked at.
-        """
-        leaving = Leaving(self._family, gone)
-        for childless in leaving.start():
-            self._recall(childless)
-        looked_at: list[Key] = []
-        # What is left without the victims.
-        small = len(self._small) - sum(key in self._small for key in gone)
-        left = len(self) - len(gone)
-        try:
-            while len(leaving.keys) < count:
-                first = self._small if SMALL_SHARE * small >= left else self._main
-                key = first.next()
-                if key is None:
-                    first = self._main if first is self._small else self._small
-                    key = first.next()
-                    if key is None:
-                        break
-                if not leaving.is_leaf(key):
-                    continue  # recalled when its last child goes
-                if self._touches[key] and not leaving.has(key):
-                    small -= first is self._small
-                    self._move_on(key)
-                    continue
-                looked_at.append(key)
-                if not (leaving.has(key) or spared(key)):
-                    left -= 1
-                    small -= first is self._small
-                    freed = leaving.choose(key)
-                    if freed is not None:
-                        self._recall(freed)
-        finally:
-            for key in looked_at:
-                self._recall(key)
-        return leaving.keys
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._family.parents
-
-    def __len__(self) -> int:
-        return len(self._family.parents)
-
-    def _move_on(self, key: Key) -> None:
+    def _moves_on(self, key: Key, line: int) -> int | None:
         """A touched block, in its turn: from small to main, or once more around main."""
-        if self._small.discard(key):
-            self._touches[key] = 0
-        else:
-            self._main.discard(key)
-            self._touches[key] -= 1
-        self._main.append(key)
+        if not self._touches[key]:
+            return None
+        self._touches[key] = 0 if line == SMALL else self._touches[key] - 1
+        self._lines[line].discard(key)
+        self._lines[MAIN].append(key)
+        return MAIN
 
-    def _recall(self, key: Key) -> None:
-        self._small.recall(key)
-        self._main.recall(key)
+    def _depart(self, key: Key, line: int) -> None:
+        del self._touches[key]
+        if line == SMALL:
+            self._ghosts.most += 1
+            self._ghosts.add(key)
+        self._ghosts.limit(sum(len(each) for each in self._lines))
+
+
+class S3FIFOOfCapacity(Queued[Key]):
+    """S3-FIFO for a tier of `blocks`, as libCacheSim 0.3.5 decides by default; a `TreePolicy`.
+
+    The small queue is a tenth of the tier, ghosts are nine tenths of it. Two touches in the small
+    queue move a block to main; until the first block has left, what does not fit into the small
+    queue goes to main. While touched blocks of the small queue are moved on, it stays its turn.
+    A touch of a ghost, absent as it is, keeps it in mind until the next touch.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(2)
+        self._small = int(blocks * 0.1)  # as there, in floating point
+        self._main = blocks - self._small
+        self._ghosts: Ghosts[Key] = Ghosts(int(blocks * 0.9))
+        self._touches: dict[Key, int] = {}
+        self._wanted: Key | None = None
+        self._evicted = False
+
+    def _arrive(self, key: Key) -> None:
+        known = key == self._wanted or self._ghosts.take(key)
+        self._wanted = None
+        self._touches[key] = 0
+        filling = not self._evicted and len(self._lines[SMALL]) >= self._small
+        self._lines[MAIN if known or filling else SMALL].append(key)
+
+    def _use(self, key: Key) -> None:
+        self._wanted = None
+        if key in self._touches:
+            self._touches[key] += 1
+        elif self._ghosts.take(key):
+            self._wanted = key
+
+    def _turns(self, sizes: Sequence[int], moved: int | None) -> Sequence[int]:
+        if not sizes[SMALL] or (moved != SMALL and sizes[MAIN] > self._main):
+            return (MAIN, SMALL)
+        return (SMALL, MAIN)
+
+    def _moves_on(self, key: Key, line: int) -> int | None:
+        touches = self._touches[key]
+        if touches < (2 if line == SMALL else 1):
+            return None
+        self._touches[key] = 0 if line == SMALL else min(touches, MOST_TOUCHES) - 1
+        self._lines[line].discard(key)
+        self._lines[MAIN].append(key)
+        return MAIN
+
+    def _depart(self, key: Key, line: int) -> None:
+        del self._touches[key]
+        self._evicted = True
+        if line == SMALL:
+            self._ghosts.add(key)

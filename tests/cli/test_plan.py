@@ -196,3 +196,98 @@ def test_the_command_ends_with_status_2_and_one_line_on_standard_error() -> None
     assert ended.stdout == ""
     assert ended.stderr.startswith("kvbench: 'nothing-like-it' is neither")
     assert ended.stderr.count("\n") == 1
+
+
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published" / "vm-2core-virtio.json"
+H100 = ("--model", "llama-3.1-70b", "--tp", "8", "--hardware", "h100", "--tokens", "8192")
+
+
+def test_without_hardware_or_a_report_nothing_is_modelled() -> None:
+    assert document()["loads"] is None
+    assert "MODELLED" not in run().stdout
+
+
+def test_named_hardware_gives_load_or_recompute_with_ranges_and_sources() -> None:
+    loads = document(*H100)["loads"]
+
+    assert loads["kind"] == "modelled from datasheet tiers"
+    assert [each["tier"] for each in loads["restores"]] == ["dram", "nvme", "peer"]
+    for each in loads["restores"]:
+        assert each["size_bytes"] == 8192 * 327_680
+        assert each["load"]["low"] < each["load"]["value"] < each["load"]["high"]
+        assert each["recompute"]["low"] < each["recompute"]["value"] < each["recompute"]["high"]
+        assert each["split"]["value"] < min(each["load"]["value"], each["recompute"]["value"])
+        assert each["break_even_bytes_per_s"] == pytest.approx(
+            each["size_bytes"] / each["recompute"]["value"]
+        )
+    assert "h100_sxm.yaml" in loads["sources"]["dram"]
+    assert "Apache-2.0" in loads["sources"]["recompute"]
+
+
+def test_the_table_says_that_it_is_modelled_and_from_what() -> None:
+    text = run(*H100).stdout
+
+    assert "MODELLED" in text
+    assert "8,192 from nvme" in text
+    assert "dram: loading is faster at any length" in text
+    assert "nvme: loading is faster from " in text
+    assert "recompute: modelled: six terms fitted to" in text
+    assert "; range " in text
+
+
+def test_a_measured_report_gives_the_tiers_and_hardware_what_it_lacks() -> None:
+    loads = document("--report", str(PUBLISHED), "--hardware", "a100", "--tokens", "1024")["loads"]
+
+    assert loads["kind"] == "modelled from mixed tiers"
+    assert "nvme.read, 3 rows, measured" in loads["sources"]["nvme"]
+    assert "data sheet" in loads["sources"]["peer"]
+    assert "dram: block_bytes 2.09715e+06 is outside 2.68435e+08 to 2.68435e+08" in loads["outside"]
+
+
+def test_measured_times_of_computing_say_whose_they_are() -> None:
+    asked = ("--report", str(PUBLISHED), "--tokens", "8192")
+    loads = document(*asked, "--hardware", "mooncake-fast25")["loads"]
+
+    assert loads["restores"][0]["recompute"]["value"] == pytest.approx(0.9877, rel=1e-3)
+    assert loads["missing"] == {"peer": "no row of peer.get"}
+    assert (
+        "recompute: times are of LLaMA3-70B on 8 x A800, bytes of llama-3.1-8b" in loads["outside"]
+    )
+    named = document(*asked, "--hardware", "splitwise:llama2-70b-h100-80gb-tp8")["loads"]
+    assert "SplitwiseSim" in named["sources"]["recompute"]
+
+
+def test_loading_from_a_measured_link_takes_one_ranks_bytes(tmp_path: Path) -> None:
+    report = json.loads(PUBLISHED.read_text())
+    link = next(row for row in report["rows"] if row["operation"] == "transfer")
+    link |= {"state": "ok", "bytes_per_s": 50e9, "bytes_per_s_low": 49e9, "bytes_per_s_high": 51e9}
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(report))
+    asked = ("--model", "llama-3.1-70b", "--tokens", "8192", "--report", str(file))
+    loads = document(*asked, "--hardware", "h100", "--tp", "8")["loads"]
+
+    dram, nvme, _ = loads["restores"]
+    assert dram["size_bytes"] == 8192 * 327_680 // 8
+    assert dram["load"]["value"] == pytest.approx(dram["size_bytes"] / 50e9, rel=0.01)
+    assert nvme["size_bytes"] == 8192 * 327_680  # drives are shared by all ranks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--hardware", "h1000"), "did you mean h100?"),
+        (("--hardware", "mooncake-fast25"), "not where blocks lie"),
+        (("--report", str(PUBLISHED)), "it has no GPU: add --hardware"),
+        (("--report", "/no/such/report.json"), "cannot read /no/such/report.json"),
+        (("--model", "llama-3.1-70b", "--hardware", "h100"), "more GPUs or smaller weights"),
+        (("--hardware", "h100", "--weights", "fp7"), "expected one of bf16, fp8, fp4, int4"),
+    ],
+)
+def test_what_cannot_be_modelled_is_an_error_of_one_line(
+    arguments: tuple[str, ...], said: str
+) -> None:
+    result = run(*arguments)
+
+    assert isinstance(result.exception, UsageError)
+    assert said in str(result.exception)
+    assert "\n" not in str(result.exception)

@@ -7,11 +7,16 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from kvbench.policy.arc import ARC
 from kvbench.policy.leaf_first import LeafFirst
 from kvbench.policy.length_aware import LengthAware
-from kvbench.policy.lru import LRU
-from kvbench.policy.s3fifo import S3FIFO
+from kvbench.policy.lfu import LFU, PerfectLFU
+from kvbench.policy.lru import FIFO, LRU
+from kvbench.policy.s3fifo import S3FIFO, S3FIFOOfCapacity
+from kvbench.policy.segmented import SLRU
 from kvbench.policy.tree import TreePolicy
+from kvbench.policy.ttl import TTL
+from kvbench.policy.two_q import TwoQ
 
 BLOCKS = 16  # few, so that random calls meet
 # A busy machine is no failure.
@@ -26,6 +31,7 @@ class Use:
     position: int
     count: int
     touched: int
+    born: int
 
 
 @dataclass
@@ -33,12 +39,15 @@ class Slow:
     """The lowest rank goes first, of the blocks without children and not spared."""
 
     rank: Callable[[Use], tuple[int, ...]]
+    keeps_counts: bool = False
     uses: dict[int, Use] = field(default_factory=dict[int, Use])
+    counts: dict[int, int] = field(default_factory=dict[int, int])
     now: int = 0
 
     def insert(self, key: int, parent: int | None, position: int) -> None:
         self.now += 1
-        self.uses[key] = Use(parent, position, 1, self.now)
+        count = 1 + (self.counts.get(key, 0) if self.keeps_counts else 0)
+        self.uses[key] = Use(parent, position, count, self.now, self.now)
 
     def touch(self, keys: Sequence[int]) -> None:
         for key in reversed(keys):
@@ -48,7 +57,9 @@ class Slow:
                 self.uses[key] = replace(use, count=use.count + 1, touched=self.now)
 
     def remove(self, key: int) -> None:
-        self.uses.pop(key, None)
+        use = self.uses.pop(key, None)
+        if use is not None:
+            self.counts[key] = use.count
 
     def eligible(self, gone: Collection[int], spared: Collection[int]) -> list[int]:
         left = {key: use for key, use in self.uses.items() if key not in gone}
@@ -64,6 +75,14 @@ class Slow:
 
 def lru_rank(use: Use) -> tuple[int, ...]:
     return (use.touched,)
+
+
+def fifo_rank(use: Use) -> tuple[int, ...]:
+    return (use.born,)
+
+
+def lfu_rank(use: Use) -> tuple[int, ...]:
+    return (use.count, use.touched)
 
 
 def length_aware_rank(use: Use) -> tuple[int, ...]:
@@ -148,6 +167,17 @@ POLICIES: dict[str, tuple[Callable[[], TreePolicy[Any]], Callable[[], Slow | Slo
     "LengthAware": (LengthAware, lambda: Slow(length_aware_rank)),
     "LeafFirst": (lambda: LeafFirst(depth_weight=3), lambda: Slow(leaf_first_rank)),
     "S3FIFO": (S3FIFO, SlowS3FIFO),
+    "FIFO": (FIFO, lambda: Slow(fifo_rank)),
+    "TTL": (lambda: TTL(60.0), lambda: Slow(lru_rank)),
+    "LFU": (LFU, lambda: Slow(lfu_rank)),
+    "PerfectLFU": (PerfectLFU, lambda: Slow(lfu_rank, keeps_counts=True)),
+}
+# Held against the compiled ones (tests/sim/test_replay.py), and these against libCacheSim.
+OTHERS: dict[str, Callable[[], TreePolicy[Any]]] = {
+    "SLRU": lambda: SLRU(BLOCKS // 2),
+    "TwoQ": lambda: TwoQ(BLOCKS // 2),
+    "ARC": lambda: ARC(BLOCKS // 2),
+    "S3FIFOOfCapacity": lambda: S3FIFOOfCapacity(BLOCKS + 4),
 }
 
 

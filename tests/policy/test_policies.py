@@ -12,6 +12,7 @@ from kvbench.policy.policy import Policy
 from kvbench.policy.tree import TreePolicy
 from tests.policy.models import (
     BLOCKS,
+    OTHERS,
     POLICIES,
     UNHURRIED,
     Ask,
@@ -31,8 +32,20 @@ MakeSlow = Callable[[], Slow | SlowS3FIFO]
 each = pytest.mark.parametrize(
     ("make", "make_slow"), [pytest.param(*both, id=name) for name, both in POLICIES.items()]
 )
+fast = {name: make for name, (make, _) in POLICIES.items()}
 each_fast = pytest.mark.parametrize(
-    "make", [pytest.param(make, id=name) for name, (make, _) in POLICIES.items()]
+    "make", [pytest.param(make, id=name) for name, make in (fast | OTHERS).items()]
+)
+each_in_line = pytest.mark.parametrize(  # what was not touched goes as it came
+    "make", [pytest.param(make, id=name) for name, make in fast.items()]
+)
+each_forgetful = pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name)
+        for name, make in (fast | OTHERS).items()
+        if name != "PerfectLFU"  # which is what it is for
+    ],
 )
 
 
@@ -301,7 +314,7 @@ def evict_touched(policy: TreePolicy[Counted]) -> list[weakref.ref[Counted]]:
     return [weakref.ref(key)]
 
 
-@each_fast
+@each_forgetful
 def test_nothing_is_kept_of_blocks_that_left_but_a_ghost_as_large_as_the_tier(make: Make) -> None:
     policy: TreePolicy[Counted] = make()
     for number in range(10):
@@ -314,7 +327,7 @@ def test_nothing_is_kept_of_blocks_that_left_but_a_ghost_as_large_as_the_tier(ma
     assert sum(ref() is not None for ref in gone) < 200
 
 
-@each_fast
+@each_in_line
 def test_blocks_in_use_are_asked_about_only_until_enough_others_are_found(make: Make) -> None:
     policy = make()
     for key in range(1000):

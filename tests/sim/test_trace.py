@@ -50,8 +50,8 @@ def refusal(path: Path) -> str:
 def test_rows_become_requests_in_seconds_and_blocks(write: Write) -> None:
     trace = read_trace(write(lines(ROWS)))
     assert trace.requests == (
-        Request(0.0, 1000, 5, (7, 8)),
-        Request(1.5, 1024, 0, (7, 9)),
+        Request(0.0, 1000, 5, (0, 1)),
+        Request(1.5, 1024, 0, (0, 2)),
         Request(1.5, 1, 1, (3,)),
     )
     assert (trace.name, trace.block_tokens) == ("trace.jsonl", 512)
@@ -78,9 +78,13 @@ def test_empty_lines_and_windows_line_ends_are_no_rows(write: Write) -> None:
     [
         ({"hash_ids": [7]}, "1 hash_ids for 1024 tokens: expected 2, one for each 512 tokens"),
         ({"input_length": 1025}, "2 hash_ids for 1025 tokens: expected 3"),
-        ({"input_length": 0, "hash_ids": []}, "input_length 0 and output_length 0: expected"),
-        ({"output_length": -1}, "input_length 1024 and output_length -1: expected at least 1"),
-        ({"timestamp": -1}, "timestamp -1.0: expected milliseconds, at least 0"),
+        ({"input_length": 0, "hash_ids": []}, "0 tokens of input and 0 of output: expected"),
+        ({"input_length": -512}, "-512 tokens of input and 0 of output: expected at least 1"),
+        ({"output_length": -1}, "1024 tokens of input and -1 of output: expected at least 1"),
+        ({"output_length": 2**31}, "1024 tokens of input and 2147483648 of output: expected"),
+        ({"timestamp": -1}, "timestamp -1.0: expected a number of at least 0"),
+        ({"hash_ids": [7, 2**63]}, "hash id 9223372036854775808 is beyond 64 bits with a sign"),
+        ({"hash_ids": [7, -(2**70)]}, "hash id -1180591620717411303424 is beyond 64 bits"),
         ({"hash_ids": [9, 7]}, "hash id 7 comes after 9 and elsewhere first: expected one prefix"),
         ({"hash_ids": [7, 7]}, "hash id 7 comes after 7 and elsewhere first"),
         ({"hash_ids": "7"}, "Expected `array`, got `str` - at `$.hash_ids`"),
@@ -117,14 +121,14 @@ def test_a_file_of_another_kind_is_refused_at_its_first_line(write: Write, text:
 def test_a_trace_without_hashes_is_refused_with_the_reason(write: Write) -> None:
     text = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n"
     assert refusal(write(text)) == (
-        "FILE has token counts and no block hashes (an Azure LLM inference trace): what is used "
-        "again cannot be told; use a trace in Mooncake's JSONL format"
+        "FILE has token counts and no block hashes: what is used again cannot be told; use a trace "
+        "with hash or token ids, such as one in Mooncake's JSONL format"
     )
 
 
 def test_no_file_and_no_rows_are_refused(write: Write, tmp_path: Path) -> None:
     assert "cannot read trace" in refusal(tmp_path / "none.jsonl")
-    assert refusal(write("\n")) == "FILE has no requests: expected one JSON object a line"
+    assert refusal(write("\n")) == "FILE has no requests: expected one a line"
 
 
 # ---------------------------------------------------------------- made up

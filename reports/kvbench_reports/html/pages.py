@@ -50,7 +50,7 @@ def report_page(report: Report) -> str:
         for tier, rows in tiers_of(report).items()
     }
     every = [overview, *(figure for each in figures.values() for figure in each)]
-    return _page(
+    return page(
         "report.html.j2",
         every,
         title=f"kvbench report: suite {clean(report.suite)}",
@@ -77,7 +77,7 @@ def comparison_page(comparison: Comparison) -> str:
     groups = ranked(comparison)
     notices = [(name, "; ".join(facts)) for name, facts in compare_head.notices(comparison)]
     said = {name for name, _ in notices}
-    return _page(
+    return page(
         "comparison.html.j2",
         [plot],
         title=f"kvbench compare: {compare_head.outcome(comparison)}",
@@ -128,7 +128,8 @@ def _report_notices(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _page(template: str, drawn: list[Figure], **parts: object) -> str:
+def page(template: str, drawn: list[Figure], **parts: object) -> str:
+    """A page from its template, with the charts that its figures need."""
     specs: dict[str, Spec] = {panel.key: panel.spec for figure in drawn for panel in figure.panels}
     script = _script() if specs else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
