@@ -33,6 +33,7 @@ from kvbench_suites.peer_reader import TLS, has_nixl
 TRANSPORTS = ("tcp", TLS, "shm", "nixl")
 TIERS = ("dram", "nvme", "hbm")
 STARTED = "started"  # by the case itself
+MADE = "made"  # certificates, by the case itself
 OBSERVED = {"tcp": "tcp", TLS: TLS, "shm": "shm", "nixl": "nixl (UCX)"}
 BATCH = 64
 PYTHON_MOONCAKE = "KVBENCH_PYTHON_MOONCAKE"  # Python of an environment with it; else this one
@@ -90,6 +91,14 @@ _OF_GETS = (
         kind=Kind.TEXT,
         meaning=f"{STARTED} by the case, or a file with the lines of running holders",
         default=STARTED,
+        stands_for=lambda value: value if value == STARTED else "running",
+    ),
+    Parameter(
+        name="tls",
+        kind=Kind.TEXT,
+        meaning=f"{MADE} by the case, or for running holders a folder of ca.pem, cert.pem, key.pem",
+        default=MADE,
+        stands_for=lambda value: value if value == MADE else "given",
     ),
 )
 _OF_LOOKUPS = (
@@ -131,8 +140,13 @@ def _get_contradiction(params: Mapping[str, Value]) -> str | None:
     placed = params["transport"] in {"shm", "nixl"}
     if placed and params["tier"] != "dram":
         return f"transport = '{params['transport']}' reads host memory: tier = 'dram'"
-    if params["peers"] != STARTED and params["transport"] == TLS:
-        return "transport = 'tcp+tls': only holders that the case starts have its certificates"
+    own = params["tls"] != MADE
+    if own and params["peers"] == STARTED:
+        return "tls is for running holders: those that the case starts have certificates it makes"
+    if own and params["transport"] not in {TLS, "nixl"}:
+        return f"transport = '{params['transport']}' uses no certificates: leave tls away"
+    if params["transport"] == TLS and params["peers"] != STARTED and not own:
+        return "transport = 'tcp+tls' of running holders needs tls: a folder with a certificate"
     return None
 
 
@@ -142,7 +156,8 @@ def _get_unmet(params: Mapping[str, Value], machine: Machine) -> str | None:
         return f"no CUDA device: {machine.gpu_reason}"
     if params["transport"] == "nixl" and not has_nixl():
         return "NIXL is not installed: pip install 'kvbench[nixl]'"
-    if params["transport"] == TLS and importlib.util.find_spec("cryptography") is None:
+    makes = params["transport"] == TLS and params["tls"] == MADE
+    if makes and importlib.util.find_spec("cryptography") is None:
         return "no certificates can be made: pip install 'kvbench[peer]'"
     if params["tier"] == "nvme":
         return nvme.READ.unmet({"engine": "posix", "memory": "host"}, machine)

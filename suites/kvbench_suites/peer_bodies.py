@@ -21,8 +21,8 @@ from kvbench.peer.limits import FetchOptions
 from kvbench.peer.model import PeerError, Reason
 from kvbench.store.block import Bytes, Layout, Status
 from kvbench.store.posix import mapped_buffer
-from kvbench_suites.peer import STARTED
-from kvbench_suites.peer_holder import Order, key_of, namespace_of
+from kvbench_suites.peer import MADE, STARTED
+from kvbench_suites.peer_holder import Order, Ready, key_of, namespace_of
 from kvbench_suites.peer_processes import HolderProcess, peers_of, running
 from kvbench_suites.peer_reader import TLS, Reader, certificates, how_of
 
@@ -184,17 +184,12 @@ class Get(BlockBody):
         """Start the holders, wait until they are filled, and meet them."""
         self.copies = 1 + context.count("holders")
         self.plan_blocks(context)
-        seed, tls = context.seed, None
-        if context.params["transport"] == TLS:
-            self._scratch = tempfile.TemporaryDirectory(prefix="kvbench-peer-")
-            tls = certificates(Path(self._scratch.name))
+        seed, tls = context.seed, self._credential()
         if context.word("peers") == STARTED:
             self._holders = self._started(tls)
             peers = [each.peer for each in self._holders]
         else:
-            found = running(Path(context.word("peers")))[: context.count("holders")]
-            if len(found) < context.count("holders"):
-                raise TierUnavailableError(f"{len(found)} holders run: ask for no more")
+            found = self._found()
             peers, seed, self.blocks = peers_of(found), found[0].seed, found[0].blocks
             self._pattern = Pattern(seed)
         self._keys = [key_of(seed, number) for number in range(self.blocks)]
@@ -261,6 +256,31 @@ class Get(BlockBody):
         if self._reader is None:
             raise AssertionError("the holders were not met")
         return self._reader
+
+    def _credential(self) -> Path | None:
+        """The folder of this reader's certificate, if the transport takes one."""
+        if self._context.word("tls") != MADE:
+            return Path(self._context.word("tls"))
+        if self._context.word("transport") != TLS:
+            return None
+        self._scratch = tempfile.TemporaryDirectory(prefix="kvbench-peer-")
+        return certificates(Path(self._scratch.name))
+
+    def _found(self) -> list[Ready]:
+        """Holders that run already, if they are as the case has them."""
+        wanted, least = self._context.count("holders"), self._batch * self._depth
+        found = running(Path(self._context.word("peers")))[:wanted]
+        if len(found) < wanted:
+            raise TierUnavailableError(f"{len(found)} holders run: ask for no more")
+        size, blocks = found[0].block_bytes, found[0].blocks
+        if size != self._layout.block_bytes:
+            raise TierUnavailableError(f"the holders' blocks are of {size} bytes: ask for those")
+        if blocks < least:
+            raise TierUnavailableError(
+                f"the holders have {blocks} blocks, and requests in flight take {least}: "
+                "take a smaller batch or queue_depth"
+            )
+        return found
 
     def _started(self, tls: Path | None) -> list[HolderProcess]:
         context = self._context

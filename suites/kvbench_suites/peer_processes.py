@@ -61,6 +61,11 @@ class HolderProcess:
         """Who it is; see `ready`."""
         return msgspec.msgpack.decode(self.ready.peer, type=Peer)
 
+    @property
+    def ended(self) -> int | None:
+        """Its exit status as `subprocess` has it, None while it is there."""
+        return self._process.poll()
+
     def does(self, name: str, *, first: int = 0, end: int = 0, mode: str = "") -> dict[str, Any]:
         """Have it do something; what it says.
 

@@ -112,8 +112,9 @@ class Reader:
 def _transport(me: Peer, transport: str, tls: Path | None) -> Transport:
     if transport == "shm":
         return ShmTransport(me)
+    context = None if tls is None else client_context(TlsFiles.of(tls))
     if transport == "nixl":
         from kvbench.peer.nixl import NixlTransport  # noqa: PLC0415  needs NIXL
 
-        return NixlTransport(me)
-    return TcpTransport(me, None if tls is None else client_context(TlsFiles.of(tls)))
+        return NixlTransport(me, context)
+    return TcpTransport(me, context)
