@@ -85,7 +85,7 @@ def plan(  # noqa: PLR0913  the options of the command are its interface
         str | None,
         typer.Option(
             help="The same for named hardware (h100, b200, mi300x, ...); with --report, what it "
-            "computes with; mooncake-fast25 or splitwise:NAME are measured times of computing."
+            "computes with; mooncake-fast25 or llama2-70b-… are measured times of computing."
         ),
     ] = None,
     weights: Annotated[str, typer.Option(help="Weights: bf16, fp8, fp4 or int4.")] = "bf16",

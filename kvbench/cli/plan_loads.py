@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvbench.sim.model.restore import Source
 
 PUBLISHED = "mooncake-fast25"
-SPLITWISE = "splitwise:"
+SPLITWISE = "llama2-70b-"  # a deployment of SplitwiseSim's table
 DEPTH = 16  # blocks in flight
 TIERS = (("dram", "dram.read"), ("nvme", "nvme.read"), ("peer", "peer.read"))
 
@@ -133,7 +133,7 @@ def _computing(geometry: "KVGeometry", machine: "Machine", asked: Asked) -> "Com
     if name == PUBLISHED:
         return published(name)
     if name.startswith(SPLITWISE):
-        return splitwise(name.removeprefix(SPLITWISE))
+        return splitwise(name)
     shape = shape_of(asked.model) if Path(asked.model).exists() else None  # a config.json
     return compute(geometry, name, gpus=gpus, weights=asked.weights, shape=shape)
 

@@ -253,7 +253,7 @@ def test_measured_times_of_computing_say_whose_they_are() -> None:
     assert (
         "recompute: times are of LLaMA3-70B on 8 x A800, bytes of llama-3.1-8b" in loads["outside"]
     )
-    named = document(*asked, "--hardware", "splitwise:llama2-70b-h100-80gb-tp8")["loads"]
+    named = document(*asked, "--hardware", "llama2-70b-h100-80gb-tp8")["loads"]
     assert "SplitwiseSim" in named["sources"]["recompute"]
 
 

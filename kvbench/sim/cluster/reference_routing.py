@@ -89,7 +89,8 @@ def _cost(cluster: Cluster, job: Job, have: list[int]) -> int:
     if temperature <= 0:
         return lowest(cluster, job, costs)
     largest = max(0.0, *costs) or 1.0
-    shares = [math.exp(-cost / largest / temperature) for cost in costs]
+    least = min(costs)
+    shares = [math.exp((least - cost) / largest / temperature) for cost in costs]
     total = 0.0
     for share in shares:
         total += share

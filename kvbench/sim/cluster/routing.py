@@ -113,19 +113,23 @@ def lowest(s: State, r: int) -> int:
 
 @kernel
 def sampled(s: State, r: int, temperature: float) -> int:
-    """A node drawn with probability in proportion to exp(-(score / the largest) / temperature)."""
+    """A node drawn with probability in proportion to exp(-(score / the largest) / temperature).
+
+    Scores count from the least, so that a low temperature ends in the least and not in 0 / 0.
+    """
     nodes = s.params[0].nodes
-    largest = 0.0
+    largest, least = 0.0, s.score[0]
     for j in range(nodes):
         largest = max(largest, s.score[j])
+        least = min(least, s.score[j])
     if largest <= 0.0:
         largest = 1.0
     total = 0.0
     for j in range(nodes):
-        total += math.exp(-s.score[j] / largest / temperature)
+        total += math.exp((least - s.score[j]) / largest / temperature)
     point = uniform(s.params[0].seed, r, SAMPLE) * total
     for j in range(nodes):
-        point -= math.exp(-s.score[j] / largest / temperature)
+        point -= math.exp((least - s.score[j]) / largest / temperature)
         if point < 0.0:
             return j
     return int(nodes - 1)

@@ -1,5 +1,7 @@
 """The names of routing rules, their numbers with defaults, and where they come from."""
 
+import math
+
 from kvbench.errors import UsageError
 from kvbench.sim.scenario import Router
 
@@ -51,8 +53,16 @@ RULES: dict[str, tuple[int, dict[str, float]]] = {
 }
 
 
+_WHOLE = frozenset({"block", "random_ties"})
+_MOST = {"random_ties": 1.0, "block": 1e9}
+
+
 def numbers_of(router: Router) -> tuple[int, dict[str, float]]:
-    """The rule's code and all its numbers; UsageError on a rule or an option it does not know."""
+    """The rule's code and all its numbers.
+
+    Raises:
+        UsageError: a rule or an option it does not know, or a number that cannot be.
+    """
     if router.name not in RULES:
         raise UsageError(f"router {router.name!r}: expected one of {', '.join(RULES)}")
     code, defaults = RULES[router.name]
@@ -60,4 +70,13 @@ def numbers_of(router: Router) -> tuple[int, dict[str, float]]:
     if unknown:
         known = ", ".join(defaults) or "none"
         raise UsageError(f"router {router.name} has no option {unknown[0]!r}: it has {known}")
+    for name, value in router.options.items():
+        if not (math.isfinite(value) and 0 <= value <= _MOST.get(name, math.inf)) or (
+            name in _WHOLE and value != int(value)
+        ):
+            kind = "a whole number" if name in _WHOLE else "a number"
+            most = f" and at most {_MOST[name]:g}" if name in _MOST else ""
+            raise UsageError(
+                f"router {router.name}: {name} is {value:g}: expected {kind} of at least 0{most}"
+            )
     return code, {**defaults, **router.options}

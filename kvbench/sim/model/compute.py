@@ -155,7 +155,8 @@ def compute(
     if free <= 0:
         raise UsageError(
             f"{shape.name} in {weights} is {kept / 1e9:.0f} GB and {gpus} x {card.name} have "
-            f"{gpus * card.hbm_bytes * KEPT / 1e9:.0f} GB for it: more GPUs or smaller weights"
+            f"{gpus * card.hbm_bytes * KEPT / 1e9:.0f} GB for it: more GPUs or smaller weights "
+            "(--tp of plan, --gpus of simulate, --weights)"
         )
     ranks = 1 if shape.latent else min(gpus, shape.kv_heads)  # of which each has another part
     basis = known.unseen_configuration if seen else known.unseen_model

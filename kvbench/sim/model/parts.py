@@ -85,6 +85,8 @@ def scenario_parts(
             into[tier] = curve.path(block_bytes=block_bytes, depth=depth)
             used.append(f"{name}: {curve.source}")
             outside += [f"{name}: {why}" for why in curve.outside(block_bytes, None, depth)]
+    if stored != per_token:
+        outside.append(f"{stored_dtype} below HBM: fewer bytes; the time to quantise is left out")
     network = None
     if "peer.read" in tiers.curves:
         network = tiers.path("peer.read", block_bytes=block_bytes, queue_depth=queue_depth)
