@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 
 from kvbench.errors import UsageError
@@ -75,13 +76,13 @@ def _about(columns: Columns) -> st.Table:
 def _links(scenario: Scenario) -> tuple[st.Table, st.Table, int, int]:
     """Links; those of each node (State.ways); the central store's read and write."""
     network = scenario.network or Path(latency_s=0.0, bytes_per_s=math.inf)
+    sending = msgspec.structs.replace(network, latency_s=0.0)  # counted where it is received
     tiers = own_tiers(scenario)
     paths: list[Path] = []
     ways = np.full((scenario.nodes + scenario.decode_nodes, 6), -1, dtype=np.int64)
     for node in range(len(ways)):
-        for direction in (0, st.TIERS):
-            ways[node, direction] = len(paths)
-            paths.append(network)
+        ways[node, 0], ways[node, st.TIERS] = len(paths), len(paths) + 1
+        paths += [network, sending]
         for number in range(1, st.TIERS) if node < scenario.nodes else ():
             read, write = tiers[number].read, tiers[number].write
             if read is None:
@@ -93,11 +94,9 @@ def _links(scenario: Scenario) -> tuple[st.Table, st.Table, int, int]:
                 paths.append(write)
     central = (-1, -1)
     if scenario.architecture is Architecture.CENTRAL and scenario.central is not None:
-        read = scenario.central.read
-        if read is None:
-            raise UsageError("central store: expected the path that its blocks are read by")
         central = (len(paths), len(paths))
-        paths.append(read)
+        if scenario.central.read is not None:  # `check` has seen that it is there
+            paths.append(scenario.central.read)
         if scenario.central.write is not None:
             central = (len(paths) - 1, len(paths))
             paths.append(scenario.central.write)
@@ -143,13 +142,32 @@ def _params(columns: Columns, scenario: Scenario) -> st.Table:
     return params
 
 
-def build(columns: Columns, scenario: Scenario) -> st.State:
-    """Tables of a cluster in which nothing has happened yet."""
+def check(columns: Columns, scenario: Scenario) -> None:
+    """Whether the two fit together.
+
+    Raises:
+        UsageError: they do not, or something is named that does not exist.
+    """
     if columns.has_blocks and columns.block_tokens != scenario.block_tokens:
         raise UsageError(
             f"{columns.name} has blocks of {columns.block_tokens} tokens, the scenario of "
             f"{scenario.block_tokens}: they have to be the same"
         )
+    if columns.requests and min(columns.input_tokens.min(), columns.output_tokens.min() + 1) < 1:
+        raise UsageError(
+            f"{columns.name} has requests without input, or with less than no output: at least one "
+            "token of input is computed"
+        )
+    central = scenario.central if scenario.architecture is Architecture.CENTRAL else None
+    for tier in (*own_tiers(scenario), *((central,) if central else ())):
+        ruled(tier.eviction)
+    if central is not None and central.read is None:
+        raise UsageError("central store: expected the path that its blocks are read by")
+    numbers_of(scenario.router)
+
+
+def build(columns: Columns, scenario: Scenario) -> st.State:
+    """Tables of a cluster in which nothing has happened yet; `check` has seen the arguments."""
     params = _params(columns, scenario)
     link, ways, params[0].central_read, params[0].central_write = _links(scenario)
     pool, memory, about = _pools(columns, scenario)

@@ -102,7 +102,7 @@ def interrupt(s: State, node: int, just_now: bool) -> None:
     """Decoding stops after the step that is running; `just_now`: one that ends now still is."""
     here = s.node[node]
     now_s = s.clock[0].now_s
-    few, many = 1, here.segment
+    few, many = 1, here.segment  # 0: it does not decode, and nothing changes
     while few < many:
         middle = (few + many) // 2
         end_s = here.segment_start_s + steps_s(s, node, middle)

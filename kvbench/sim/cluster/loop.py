@@ -16,7 +16,7 @@ from kvbench.sim.cluster.decode import (
 from kvbench.sim.cluster.directory import believed, hear
 from kvbench.sim.cluster.events import cancel
 from kvbench.sim.cluster.placing import expire, keep, written
-from kvbench.sim.cluster.prefill import begin, decide, finish, loaded
+from kvbench.sim.cluster.prefill import begin, decide, finish, hand_off, loaded
 from kvbench.sim.cluster.routing import elsewhere_of, estimate, queued_s, route
 from kvbench.sim.cluster.state import FETCH, HAND_OFF, LOAD, State
 from kvbench.sim.cluster.transfers import drained, release, seconds
@@ -40,17 +40,6 @@ def _short(s: State) -> int:
 
 
 @kernel
-def _to_decode(s: State, r: int, node: int) -> None:
-    join(s, node, r)
-    here = s.node[node]
-    if here.segment > 0:
-        if room_for(s, node):
-            interrupt(s, node, True)  # transfers come before steps that end
-    elif here.current < 0:
-        _next(s, node)
-
-
-@kernel
 def _next(s: State, node: int) -> None:
     """The node is free: prefill if one waits, else decode."""
     here = s.node[node]
@@ -66,9 +55,9 @@ def _next(s: State, node: int) -> None:
 
 
 @kernel
-def _end_prefill(s: State, node: int) -> None:
+def _first_token(s: State, node: int, r: int) -> None:
+    """Prefill of r ended on the node: it is handed over, decoded here, or done."""
     clock, params = s.clock[0], s.params[0]
-    r = finish(s, node)
     s.request[r].ttft_s = clock.now_s - s.arrival_s[r]
     if params.decode_nodes > 0:
         s.node[node].outstanding -= 1
@@ -79,7 +68,8 @@ def _end_prefill(s: State, node: int) -> None:
         done(s, r, node)
     elif params.decode_nodes == 0:
         join(s, node, r)
-    _next(s, node)
+    else:
+        hand_off(s, r, node, params.tail)
 
 
 @kernel
@@ -110,8 +100,8 @@ def _misses(s: State, r: int, node: int, decoder: int, prefill_s: float) -> bool
 
 
 @kernel
-def _arrive(s: State, r: int) -> None:
-    """A request arrives: it is routed, perhaps refused, and queued."""
+def _arrive(s: State, r: int) -> int:
+    """A request arrives: it is routed and queued; its node, or -1 if it is refused."""
     params = s.params[0]
     row = s.request[r]
     if params.expires == 1:
@@ -126,12 +116,9 @@ def _arrive(s: State, r: int) -> None:
         row.node = row.decode_node = -1
         row.queue_s = row.load_s = row.transfer_s = row.compute_s = row.hand_off_s = float("nan")
         row.ttft_s = row.tpot_s = row.finish_s = float("nan")
-        return
+        return -1
     row.node, row.decode_node = node, d
     row.compute_s = prefill_s
-    if params.on_arrival == 1:
-        decide(s, r, node)
-        keep(s, node, r)
     here = s.node[node]
     here.outstanding += 1
     here.active_blocks += s.starts[r + 1] - s.starts[r]
@@ -144,28 +131,32 @@ def _arrive(s: State, r: int) -> None:
         s.request[here.queue_last].next = r
     here.queue_last = r
     here.waiting += 1
-    if here.segment > 0:
-        interrupt(s, node, False)  # requests come after them
-    elif here.current < 0:
-        _next(s, node)
+    return int(node)
 
 
 @kernel
-def _arrived(s: State, flow: int) -> None:
+def _arrived(s: State, flow: int) -> int:
+    """A transfer arrived: a node that may go on with that, or -1."""
     row = s.flow[flow]
+    free = -1
     if row.kind in (LOAD, FETCH):
         loaded(s, flow)
     elif row.kind == HAND_OFF:
         s.request[row.request].legs -= 1
         if s.request[row.request].legs == 0:
-            _to_decode(s, row.request, row.node)
+            join(s, row.node, row.request)
+            if room_for(s, row.node):
+                interrupt(s, row.node, True)  # transfers come before steps that end
+            if s.node[row.node].segment == 0:
+                free = row.node
     else:
         written(s, flow)
     release(s, flow)
+    return int(free)
 
 
 @compiled
-def advance(state: State) -> int:
+def advance(state: State) -> int:  # noqa: C901 - each level of calls takes seconds to compile
     """Runs until all is done (ALL_DONE) or a table has to grow.
 
     What happens at the same time happens in this order: news, transfers that arrive, prefills that
@@ -216,14 +207,28 @@ def advance(state: State) -> int:
         clock.now_s = s.event[entity].time_s if entity >= 0 else s.arrival_s[r]
         clock.handled += 1
         hear(s, clock.now_s)
+        free = -1  # a node that has something new to begin
         if entity < 0:
             clock.next += 1
-            _arrive(s, r)
+            node = _arrive(s, r)
+            if node >= 0 and s.params[0].on_arrival == 1:
+                decide(s, r, node)
+                keep(s, node, r)
+            if node >= 0 and s.node[node].segment == 0 and s.node[node].current < 0:
+                free = node
+            elif node >= 0:
+                interrupt(s, node, False)  # requests come after steps that end
         elif entity < nodes:
+            free = entity
             cancel(clock, s.heap, s.event, entity)
-            _end_prefill(s, entity)
+            ended = finish(s, entity)
+            if s.params[0].on_arrival == 0:
+                keep(s, entity, ended)
+            _first_token(s, entity, ended)
         elif entity < 2 * nodes:
-            end_segment(s, entity - nodes)
-            _next(s, entity - nodes)
+            free = entity - nodes
+            end_segment(s, free)
         elif drained(s, entity - 2 * nodes):
-            _arrived(s, entity - 2 * nodes)
+            free = _arrived(s, entity - 2 * nodes)
+        if free >= 0:
+            _next(s, free)

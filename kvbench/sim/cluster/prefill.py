@@ -7,7 +7,6 @@ together with computing (layer-wise overlap) or before it, and the prefill ends 
 from kvbench.sim.cluster.compiling import kernel
 from kvbench.sim.cluster.directory import best_peer, tier_of
 from kvbench.sim.cluster.events import plan
-from kvbench.sim.cluster.placing import keep
 from kvbench.sim.cluster.pools import has, use
 from kvbench.sim.cluster.routing import cached_tokens, prefill_s
 from kvbench.sim.cluster.state import (
@@ -52,7 +51,7 @@ def _shared(s: State, node: int, at: int, last: int, peer: int) -> tuple[int, in
     """Where else the block ids[at] is: (row of `found`, tier, peer), row -1 if nowhere.
 
     The peer that gave the block before is asked first, then whom the directory names. A peer that
-    turns out not to have it costs a message there and back, and nobody else is asked.
+    turns out not to have it costs the network's latency, and nobody else is asked.
     """
     block = s.ids[at]
     if s.params[0].architecture == CENTRAL_STORE:
@@ -280,17 +279,18 @@ def _set_off(s: State, r: int, node: int) -> None:
             s.pool[_pool(s, node, place, tier)].read_bytes += size_bytes
             start(s, flow, size_bytes, _links(s, node, place, tier))
     vain = clock.vain
-    if vain >= 0:  # a message there and back
+    if vain >= 0:  # the answer is that it is not there
         row.pending += 1
         start(s, take(s, FETCH, r, node, 0), 0.0, _links(s, node, vain, HBM))
     row.legs = 1
     if params.decode_nodes > 0 and params.tail < 1.0 and s.output_tokens[r] > 1:
         row.legs = 2
-        _hand_off(s, r, node, 1.0 - params.tail)
+        hand_off(s, r, node, 1.0 - params.tail)
 
 
 @kernel
-def _hand_off(s: State, r: int, node: int, share: float) -> None:
+def hand_off(s: State, r: int, node: int, share: float) -> None:
+    """Sends a share of the KV cache of r's input to the node that will decode it."""
     size_bytes = s.input_tokens[r] * s.params[0].token_bytes * share
     decoder = s.params[0].nodes + s.request[r].decode_node
     flow = take(s, HAND_OFF, r, decoder, 0)
@@ -314,7 +314,7 @@ def loaded(s: State, flow: int) -> None:
 
 @kernel
 def finish(s: State, node: int) -> int:
-    """Prefill of the node's current request ends: it is accounted for and its blocks are kept."""
+    """Prefill of the node's current request ends and is accounted for; which one that was."""
     clock, params = s.clock[0], s.params[0]
     here = s.node[node]
     r = here.current
@@ -326,8 +326,4 @@ def finish(s: State, node: int) -> int:
     row.transfer_s = exposed_s - row.load_s
     here.prefill_busy_s += clock.now_s - begun_s
     here.current = -1
-    if params.on_arrival == 0:
-        keep(s, node, r)
-    if params.decode_nodes > 0 and s.output_tokens[r] > 1:
-        _hand_off(s, r, node, params.tail)
     return int(r)

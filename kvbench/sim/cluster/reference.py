@@ -59,6 +59,7 @@ class Reference:
         if self.scenario.objective.reject and self._misses(job, node, decoder, estimate_s):
             return
         job.node, job.decoder = node.number, decoder.number
+        job.decode_node = cluster.decoders.index(decoder)
         job.estimate_s = estimate_s
         if self.scenario.on_arrival:
             self._found[job.number] = _simple(cluster, node, decide(cluster, job, node))

@@ -7,6 +7,8 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kvbench.sim.cluster.build import own_tiers
 from kvbench.sim.cluster.reference_parts import (
     Agenda,
@@ -35,6 +37,7 @@ class Job:
     blocks: list[int]
     node: int = -1
     decoder: int = -1
+    decode_node: int = -1
     hits: list[int] = field(default_factory=lambda: [0] * 5)
     used: int = 0
     local: int = 0
@@ -42,7 +45,7 @@ class Job:
     cached: int = 0
     estimate_s: float = 0.0
     begun_s: float = 0.0
-    compute_s: float = 0.0
+    compute_s: float = math.nan
     loaded_s: float = 0.0
     fetched_s: float = 0.0
     pending: int = 0
@@ -65,7 +68,9 @@ class Node:
 
     def __init__(self, number: int, tiers: list[Tier], network: Path) -> None:
         self.number = number
-        self.receive, self.send = Link(network), Link(network)
+        self.receive = Link(network)
+        # A latency is counted where it is received
+        self.send = Link(msgspec.structs.replace(network, latency_s=0.0))
         self.read = [Link(t.read) if t.read is not None else None for t in tiers]
         self.write = [
             Link(t.write) if t.write is not None else read

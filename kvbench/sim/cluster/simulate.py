@@ -4,8 +4,10 @@ import numpy as np
 
 from kvbench.sim.cluster import loop
 from kvbench.sim.cluster import state as st
-from kvbench.sim.cluster.build import TIER_NAMES, build, more_cells, more_flows, more_news
+from kvbench.sim.cluster.build import TIER_NAMES, build, check, more_cells, more_flows, more_news
+from kvbench.sim.cluster.reference_outcome import simulate_reference
 from kvbench.sim.columns import Columns
+from kvbench.sim.jit import COMPILES
 from kvbench.sim.outcome import Outcome, Requests, Use
 from kvbench.sim.scenario import Scenario
 
@@ -13,10 +15,21 @@ from kvbench.sim.scenario import Scenario
 def simulate(columns: Columns, scenario: Scenario) -> Outcome:
     """Runs the trace through the cluster; the same arguments give the same bytes.
 
+    Where there is no numba the reference does it, at some thousand requests a second, to the same
+    outcome.
+
     Raises:
         UsageError: a tier, a policy or a rule that does not exist, paths that are missing, or a
             trace of other blocks than the scenario's.
     """
+    check(columns, scenario)
+    if COMPILES:
+        return simulate_tables(columns, scenario)
+    return simulate_reference(columns, scenario)
+
+
+def simulate_tables(columns: Columns, scenario: Scenario) -> Outcome:
+    """As `simulate`, by the loop over tables, be it compiled or not."""
     s = build(columns, scenario)
     while True:
         short = loop.advance(s)
