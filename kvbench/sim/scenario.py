@@ -60,6 +60,16 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_s: float
     flow_bytes_per_s: float = math.inf  # what one transfer can use at most
 
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.latency_s < math.inf and min(self.bytes_per_s, self.flow_bytes_per_s) > 0
+        ):
+            raise UsageError(
+                f"a path of {self.bytes_per_s:g} bytes/s, {self.flow_bytes_per_s:g} for one "
+                f"transfer, and {self.latency_s:g} s: expected speeds above 0 and a latency of at "
+                "least 0"
+            )
+
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True):
     """Where a node keeps blocks. `read` leads to HBM, `write` from it; HBM itself needs neither.
@@ -126,6 +136,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(
                 f"block_tokens {self.block_tokens}, kv_bytes_per_token {self.kv_bytes_per_token}: "
                 "expected more than 0"
+            )
+        if self.layers < 1 or self.decode.most_sequences < 1 or not self.directory_delay_s >= 0:
+            raise UsageError(
+                f"layers {self.layers}, most_sequences {self.decode.most_sequences}, "
+                f"directory_delay_s {self.directory_delay_s:g}: expected at least 1, 1 and 0"
             )
         if not self.tiers or self.tiers[0].name != "hbm":
             raise UsageError("tiers: expected HBM first, then dram and nvme where a node has them")

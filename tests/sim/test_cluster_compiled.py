@@ -16,7 +16,6 @@ from kvbench.sim.cluster.reference_outcome import simulate_reference
 from kvbench.sim.cluster.rules import RULES
 from kvbench.sim.cluster.simulate import simulate_tables
 from kvbench.sim.columns import Columns
-from kvbench.sim.columns import Columns
 from kvbench.sim.outcome import Outcome
 from kvbench.sim.scenario import Architecture, Prefill, Router, Scenario
 from tests.sim import cluster_cases

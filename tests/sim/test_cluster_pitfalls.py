@@ -311,8 +311,26 @@ def test_no_tier_holds_more_than_it_can_and_no_node_decodes_more_than_it_may(num
         ({"tiers": (tier("hbm", 1, eviction="mru"),)}, "no eviction policy is called 'mru'"),
         ({"tiers": (tier("hbm", 1), tier("dram", 1, read=None))}, "expected the path"),
         ({"block_tokens": 16}, "they have to be the same"),
+        ({"layers": 0}, "layers 0"),
+        ({"decode_nodes": -1}, "decode_nodes -1"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         simulate(columns([0.0], [A]), scenario(**changes))
+
+
+@pytest.mark.parametrize(("bytes_per_s", "latency_s"), [(0.0, 0.0), (math.nan, 0.0), (1.0, -1.0)])
+def test_a_path_that_cannot_be_is_refused(bytes_per_s: float, latency_s: float) -> None:
+    with pytest.raises(UsageError, match=r"^a path of .*: expected speeds above 0 "):
+        path(bytes_per_s, latency_s)
+
+
+def test_a_trace_with_a_request_of_no_input_is_refused() -> None:
+    with pytest.raises(UsageError, match="requests without input"):
+        simulate(columns([0.0, 1.0], tokens=[5, 0]), scenario())
+
+
+def test_a_trace_without_requests_gives_an_outcome_without_any() -> None:
+    outcome = simulate(columns([]), scenario())
+    assert (len(outcome.requests.ttft_s), outcome.use.duration_s) == (0, 0.0)
