@@ -45,17 +45,20 @@ SIZES = (64 * KIB, MIB, 4 * MIB)
 TURN_BYTES = 256 * MIB
 LEAST_REQUESTS = 2
 STREAM = "iperf3"
-OURS = "tcp, 1 stream"
+OURS, ONE = "tcp", "tcp, 1 stream"
 BARS = (
-    (OURS, STREAM, 0.9),
-    (OURS, "redis", 1.5),
-    (OURS, "mooncake", 2.0),
+    *(
+        (tcp, other, bar)
+        for tcp in (OURS, ONE)
+        for other, bar in ((STREAM, 0.9), ("redis", 1.5), ("mooncake", 2.0))
+    ),
     ("nixl", "nixl alone", 0.9),
     ("shm", OURS, 2.0),
+    ("shm", ONE, 2.0),
 )
 CONTESTANTS: dict[str, tuple[type[BlockBody], Operation, dict[str, Value]]] = {
-    OURS: (Get, GET, {"transport": "tcp", "streams": 1}),
-    "tcp, 2 streams": (Get, GET, {"transport": "tcp", "streams": 2}),
+    OURS: (Get, GET, {"transport": "tcp", "streams": 2}),  # the default
+    ONE: (Get, GET, {"transport": "tcp", "streams": 1}),
     "shm": (Get, GET, {"transport": "shm", "streams": 1}),
     "nixl": (Get, GET, {"transport": "nixl", "streams": 1}),
     "redis": (RedisGet, REDIS_GET, {}),

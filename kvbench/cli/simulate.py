@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from kvbench.cli.output import emit
+from kvbench.cli.trace import BlockTokens, Format
 from kvbench.errors import UsageError
 from kvbench.sim.options import Axis, Options
 from kvbench.sim.scenario import Architecture
@@ -65,8 +66,12 @@ def simulate(  # noqa: PLR0913  the options of the command are its interface
     ] = None,
     hbm_gib: Annotated[
         float | None,
-        typer.Option(help="For blocks, of a node.", show_default="what weights leave"),
+        typer.Option(help="For KV caches, of a node.", show_default="what weights leave"),
     ] = None,
+    hbm_batch_share: Annotated[
+        float,
+        typer.Option(help="Of that, for the batch of a node that also decodes; the rest: blocks."),
+    ] = BASE.hbm_batch_share,
     dram_gib: Annotated[float, typer.Option(help="For blocks, of a node.")] = BASE.dram_gib,
     nvme_gib: Annotated[float, typer.Option(help="For blocks, of a node.")] = BASE.nvme_gib,
     central_gib: Annotated[float, typer.Option(help="Of the whole store.")] = BASE.central_gib,
@@ -118,6 +123,12 @@ def simulate(  # noqa: PLR0913  the options of the command are its interface
             show_default="no cost is shown",
         ),
     ] = None,
+    prefill_scale: Annotated[
+        float, typer.Option(help="Prefill takes so many times what is modelled.")
+    ] = BASE.prefill_scale,
+    decode_scale: Annotated[
+        float, typer.Option(help="Decoding takes so many times what is modelled.")
+    ] = BASE.decode_scale,
     requests: Annotated[
         int | None, typer.Option(help="Only the first of the trace.", show_default="all")
     ] = None,
@@ -133,6 +144,8 @@ def simulate(  # noqa: PLR0913  the options of the command are its interface
             show_default="none",
         ),
     ] = None,
+    format_: Format = None,
+    block_tokens: BlockTokens = None,
     request: Annotated[
         int | None,
         typer.Option(help="Show the critical path of this request, from 0.", show_default="none"),
@@ -176,7 +189,7 @@ def simulate(  # noqa: PLR0913  the options of the command are its interface
 
     for _, each in planned:
         check_names(each)
-    columns, options, notes = _trace(trace, options, axes)
+    columns, options, notes = _trace(trace, format_, block_tokens, options, axes)
     simulation = run_experiment(
         Experiment(
             columns=columns,
@@ -215,7 +228,11 @@ def _files(paths: list[Path], form: str | None) -> list[tuple[Path, str]]:
 
 
 def _trace(
-    path: Path | None, options: Options, axes: tuple[Axis, ...]
+    path: Path | None,
+    format_: str | None,
+    block_tokens: int | None,
+    options: Options,
+    axes: tuple[Axis, ...],
 ) -> tuple["Columns", Options, tuple[str, ...]]:
     """The trace, what is simulated of it, and what has to be said about that."""
     from kvbench.sim.jit import COMPILES
@@ -226,10 +243,12 @@ def _trace(
     counts = [options.requests, *(x for a in axes if a.option == "requests" for x in a.values)]
     asked = [each for each in counts if isinstance(each, int)]
     if path is None:
+        if format_ is not None or block_tokens is not None:
+            raise UsageError("--format and --block-tokens are of a trace: name its file")
         columns = default_trace(max(asked, default=DEFAULT_REQUESTS))
         notes.append("no trace was given: this one is generated, of no particular service")
     else:
-        columns = read_columns(path)
+        columns = read_columns(path, format_=format_, block_tokens=block_tokens)
     if not COMPILES:
         notes.append("numba is missing or turned off: plain Python, many times slower")
         if not asked and columns.requests > _PLAIN_REQUESTS:

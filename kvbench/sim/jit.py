@@ -7,14 +7,20 @@ arrays and numbers, and what has to overflow (random numbers) is done in NumPy's
 May import: nothing of kvbench.
 """
 
+import contextlib
 import hashlib
+import importlib
 import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
+M = TypeVar("M")
+_KEPT_S = 30 * 86_400.0
 
 
 def _numba() -> Any:  # noqa: ANN401 - an untyped package
@@ -36,8 +42,19 @@ def _cache_folder() -> str:
     here = Path(__file__).parent
     for path in sorted(here.rglob("*.py")):
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
-    caches = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return str(Path(caches) / "kvbench" / f"compiled-{digest.hexdigest()[:16]}")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
+    folder = caches / f"compiled-{digest.hexdigest()[:16]}"
+    if not folder.exists():
+        _forget_old(caches)
+    return str(folder)
+
+
+def _forget_old(caches: Path) -> None:
+    """Remove what other states of the sources left there long ago."""
+    for other in caches.glob("compiled-*"):
+        with contextlib.suppress(OSError):  # another process is removing it too
+            if time.time() - other.stat().st_mtime > _KEPT_S:
+                shutil.rmtree(other)
 
 
 _NUMBA = _numba()
@@ -76,3 +93,28 @@ def _without_literals(made: Any) -> None:  # noqa: ANN401 - an untyped package
         return by_type(tuple(general(each) for each in args), named)
 
     made.get_call_template = get_call_template
+
+
+def _pointing() -> Any:  # noqa: ANN401 - an untyped package
+    extending = importlib.import_module("numba.extending")
+    types = importlib.import_module("numba.core.types")
+
+    @extending.intrinsic  # type: ignore[untyped-decorator]
+    def pointer_to(_: Any, array: Any) -> Any:  # noqa: ANN401
+        def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+            (kind,) = signature.args
+            return context.make_array(kind)(context, builder, args[0]).data
+
+        return types.CPointer(array.dtype)(array), code
+
+    return pointer_to
+
+
+def _itself(array: M) -> M:
+    return array
+
+
+# In compiled code, a flat array as a bare pointer to its words; elsewhere the array. numba counts
+# references to an array at every call that is given it, with atomic additions, and hands it over in
+# seven parts. Whoever calls has to keep the array; an index below 0 is not counted from the end.
+pointed: Callable[[M], M] = _pointing() if COMPILES else _itself

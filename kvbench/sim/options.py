@@ -33,12 +33,15 @@ _LEAST = {  # options that are below this are refused; what may not be 0 is in _
     "requests": 1,
     "seed": 0,
 }
+_MOST = {"nodes": 10_000, "decode_nodes": 10_000}  # memory and time grow with them
 _ABOVE_ZERO = (
     "central_gbit",
     "network_gbit",
     "slo_ttft_s",
     "slo_tpot_s",
     "replicate_ratio",
+    "prefill_scale",
+    "decode_scale",
     "rate_scale",
 )
 _PARTS = ("gpu_hour", "dram_gib_hour", "nvme_gib_hour", "central_gib_hour", "node_hour")
@@ -63,6 +66,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     gpus: int = 8  # of a node
     tiers: str | None = None  # a report's path or a name; None: those of `hardware`
     hbm_gib: float | None = None  # None: what weights leave
+    hbm_batch_share: float = 0.5  # of it, for the running batch of a node that does both
     dram_gib: float = 256.0
     nvme_gib: float = 0.0
     central_gib: float = 1024.0
@@ -77,6 +81,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
     reject: bool = False
+    prefill_scale: float = 1.0  # computing takes so many times what is modelled
+    decode_scale: float = 1.0
     requests: int | None = None  # None: all of the trace
     rate_scale: float = 1.0
     seed: int = 0
@@ -93,10 +99,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise UsageError(f"{flag(name)} {value}: expected a finite number")
             if value is None or name not in {*_LEAST, *_ABOVE_ZERO}:
                 continue
+            if value > _MOST.get(name, math.inf):
+                raise UsageError(f"{flag(name)} {value:,}: expected at most {_MOST[name]:,}")
             if name in _ABOVE_ZERO and not value > 0:
                 raise UsageError(f"{flag(name)} {value:g}: expected more than 0")
             if name in _LEAST and value < _LEAST[name]:
                 raise UsageError(f"{flag(name)} {value:g}: expected at least {_LEAST[name]}")
+        if not 0 < self.hbm_batch_share < 1:
+            raise UsageError(
+                f"--hbm-batch-share {self.hbm_batch_share:g}: expected more than 0 and less than 1"
+            )
         if self.reject and self.slo_ttft_s is None and self.slo_tpot_s is None:
             raise UsageError("--reject refuses what would miss its SLO: name --slo-ttft-s or -tpot")
         read_router(self.router)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kvbench.errors import UsageError
 from kvbench.sim.columns import Columns
-from kvbench.sim.jit import compiled
+from kvbench.sim.jit import compiled, pointed
 from kvbench.sim.replay import Replay
 from kvbench.sim.replay_loops import Blocks, Found, block_at
 from kvbench.sim.replay_rows import (
@@ -80,8 +80,9 @@ def next_uses(
 
 
 @compiled
-def with_foresight(m: Memory, blocks: Blocks, after: NDArray[np.int64], found: Found) -> None:
+def with_foresight(pools: Memory, blocks: Blocks, after: NDArray[np.int64], found: Found) -> None:
     """The replay. The heap is by next use, the last first; of equals the block of lower id."""
+    m = pointed(pools)
     gone = 0
     heap = m[HEAP]
     for request in range(len(blocks.starts) - 1):

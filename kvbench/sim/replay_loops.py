@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.sim.jit import compiled
+from kvbench.sim.jit import compiled, pointed
 from kvbench.sim.replay_kernels import expire, has, hold, insert, release, remove, touch, victim
 from kvbench.sim.replay_rows import BLOCKS, CAPACITY, LEAF, NONE, THIS_TURN, Memory
 
@@ -61,8 +61,9 @@ def _begin(m: Memory, blocks: Blocks, found: Found, request: int) -> int:
 
 
 @compiled
-def block_by_block(m: Memory, blocks: Blocks, found: Found, tail_first: bool) -> None:
+def block_by_block(pools: Memory, blocks: Blocks, found: Found, tail_first: bool) -> None:
     """Each block of a request is used in turn: touched if it is here, else brought in at once."""
+    m = pointed(pools)
     ids = blocks.ids
     for request in range(len(blocks.starts) - 1):
         gone = _begin(m, blocks, found, request)
@@ -93,13 +94,13 @@ def _touch_those_here(m: Memory, ids: NDArray[np.int32], first: int, end: int) -
 
 
 @compiled
-def as_the_store(m: Memory, blocks: Blocks, found: Found) -> None:
+def as_the_store(pools: Memory, blocks: Blocks, found: Found) -> None:
     """A request looks its prefix up and holds it, makes room for all that is missing, stores it.
 
     That is what `kvbench.store` does for one request at a time. Where not enough can go, the last
     blocks are not stored.
     """
-    ids = blocks.ids
+    m, ids = pointed(pools), blocks.ids
     for request in range(len(blocks.starts) - 1):
         gone = _begin(m, blocks, found, request)
         first, end = blocks.starts[request], blocks.starts[request + 1]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path as File
 
-import msgspec
 import numpy as np
 
 from kvbench.errors import UsageError
@@ -35,7 +34,16 @@ from kvbench.sim.model import (
     splitwise,
 )
 from kvbench.sim.options import Options, read_router
-from kvbench.sim.scenario import Architecture, Decode, Objective, Path, Router, Scenario, Tier
+from kvbench.sim.scenario import (
+    Architecture,
+    Decode,
+    Objective,
+    Path,
+    Prefill,
+    Router,
+    Scenario,
+    Tier,
+)
 
 _BYTES_PER_S_PER_GBIT = 1e9 / 8
 _GIB = 2**30
@@ -77,7 +85,7 @@ def make_study(options: Options, columns: Columns) -> Study:
         decode_nodes=options.decode_nodes,
         architecture=options.architecture,
         router=Router(name=router, options=numbers),
-        prefill=parts.prefill,
+        prefill=_prefill(options, parts),
         decode=_decode(options, parts),
         tiers=_node_tiers(options, parts, block_tokens),
         block_tokens=block_tokens,
@@ -99,7 +107,12 @@ def make_study(options: Options, columns: Columns) -> Study:
     )
     return Study(
         scenario=scenario,
-        calibrations=(*_used(parts.notes, scenario), _ranges(computing), *network_note),
+        calibrations=(
+            *_used(parts.notes, scenario),
+            _ranges(computing),
+            *network_note,
+            _hbm_note(options, parts),
+        ),
         outside=(*_used(parts.outside, scenario), *_lengths_outside(computing, columns)),
     )
 
@@ -163,9 +176,8 @@ def _tiers(name: str, beside: str, gpus: int) -> Tiers:
 
 def _node_tiers(options: Options, parts: Parts, block_tokens: int) -> tuple[Tier, ...]:
     """HBM, and what a node has below it."""
-    hbm_bytes = _hbm_bytes(options, parts)
     asked = (
-        ("hbm", hbm_bytes),
+        ("hbm", _hbm_bytes(options, parts)[0]),
         ("dram", options.dram_gib * _GIB),
         ("nvme", options.nvme_gib * _GIB),
     )
@@ -180,7 +192,15 @@ def _node_tiers(options: Options, parts: Parts, block_tokens: int) -> tuple[Tier
     return tuple(found)
 
 
-def _hbm_bytes(options: Options, parts: Parts) -> float:
+def _hbm_bytes(options: Options, parts: Parts) -> tuple[float, float]:
+    """HBM for blocks, and for the batch: two parts of one node's, or each of another node."""
+    hbm_bytes = _kv_bytes(options, parts)
+    if options.decode_nodes:
+        return hbm_bytes, hbm_bytes
+    return hbm_bytes * (1 - options.hbm_batch_share), hbm_bytes * options.hbm_batch_share
+
+
+def _kv_bytes(options: Options, parts: Parts) -> float:
     if options.hbm_gib is not None:
         return options.hbm_gib * _GIB
     if not parts.hbm_free_bytes:
@@ -191,12 +211,24 @@ def _hbm_bytes(options: Options, parts: Parts) -> float:
     return parts.hbm_free_bytes
 
 
+def _prefill(options: Options, parts: Parts) -> Prefill:
+    scale, modelled = options.prefill_scale, parts.prefill
+    return Prefill(
+        fixed_s=scale * modelled.fixed_s,
+        per_token_s=scale * modelled.per_token_s,
+        per_token2_s=scale * modelled.per_token2_s,
+    )
+
+
 def _decode(options: Options, parts: Parts) -> Decode:
     """Batches as large as what the user says and as HBM has room for."""
-    return msgspec.structs.replace(
-        parts.decode,
+    scale, modelled = options.decode_scale, parts.decode
+    return Decode(
+        fixed_s=scale * modelled.fixed_s,
+        per_sequence_s=scale * modelled.per_sequence_s,
+        per_context_token_s=scale * modelled.per_context_token_s,
         most_sequences=options.most_sequences,
-        most_context_tokens=int(_hbm_bytes(options, parts) / parts.kv_bytes_per_token),
+        most_context_tokens=int(_hbm_bytes(options, parts)[1] / parts.kv_bytes_per_token),
     )
 
 
@@ -246,8 +278,17 @@ def _ranges(computing: Compute) -> str:
     prefill, decode = computing.prefill_range, computing.decode_range
     return (
         f"ranges of computing: prefill {prefill.low:.2f} to {prefill.high:.2f} times, decode "
-        f"{decode.low:.2f} to {decode.high:.2f} times what is modelled; results have no interval"
+        f"{decode.low:.2f} to {decode.high:.2f} times what is modelled; results are of the middle, "
+        f"for the ends: --sweep prefill_scale={prefill.low:.2f},1,{prefill.high:.2f}"
     )
+
+
+def _hbm_note(options: Options, parts: Parts) -> str:
+    blocks, batch = (each / _GIB for each in _hbm_bytes(options, parts))
+    if options.decode_nodes:
+        return f"hbm: {blocks:.4g} GiB for blocks where prefill is, for the batch where decode is"
+    share = f"--hbm-batch-share {options.hbm_batch_share:g}"
+    return f"hbm: {blocks:.4g} GiB for blocks, {batch:.4g} GiB for the running batch ({share})"
 
 
 def _lengths_outside(computing: Compute, columns: Columns) -> tuple[str, ...]:

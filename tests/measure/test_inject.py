@@ -159,11 +159,15 @@ def test_every_stream_slowed_by_100_percent_moves_twice_what_it_reports(
     setting: Setting, operation: Operation
 ) -> None:
     case = operation.case(STREAM_PARAMS[operation.name])
-    row = measure(case, replace(setting, inject={"*": 1.0}))
+    for _attempt in range(4):  # another load on the drive is seen and said, and may go
+        row = measure(case, replace(setting, inject={"*": 1.0}))
+        if "other_traffic" not in {caution.code for caution in row.warnings}:
+            break
+    else:
+        pytest.fail("other traffic in four measurements one after the other")
     (process,) = row.processes
     assert process.inject == 1.0
     assert row.state is State.OK, row.reason
-    assert [caution.code for caution in row.warnings if caution.code == "other_traffic"] == []
     assert process.device_bytes is not None
     # Others may use the drive as well, so the upper end is loose.
     assert 1.95 < process.device_bytes / process.payload_bytes < 2.4

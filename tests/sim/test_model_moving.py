@@ -19,7 +19,7 @@ from kvbench.sim.model.transfer import (
     chain,
     exposed_s,
     pair_s,
-    quantised_s,
+    quantised,
     shared_s,
 )
 from kvbench.sim.scenario import Path
@@ -268,8 +268,29 @@ def test_a_transfer_hides_behind_all_but_one_layer_of_the_prefill() -> None:
 
 
 def test_quantised_blocks_pay_for_the_kernel_and_move_fewer_bytes() -> None:
-    assert quantised_s(LINK, 100, stored_share=0.5, kernel_bytes_per_s=100) == pytest.approx(6)
-    assert quantised_s(LINK, 0, stored_share=0.5, kernel_bytes_per_s=100) == 0.0
+    path = quantised(LINK, stored_share=0.5, kernel_bytes_per_s=100)
+
+    assert alone_s(path, 50) == pytest.approx(5 + 1)  # 100 bytes: half over the link, all computed
+    assert alone_s(path, 0) == 0.0
+    assert path.bytes_per_s == LINK.bytes_per_s  # transfers at the same time still share all of it
+
+
+@pytest.mark.parametrize("stored", ["fp8", "int8"])
+def test_what_is_stored_smaller_takes_the_time_of_its_kernel_where_hbm_is_known(
+    stored: str,
+) -> None:
+    model, tiers = load_geometry("llama-3.1-8b"), from_hardware(hardware("h100"), gpus=1)
+    plain = scenario_parts(model, compute(model, "h100", gpus=1), tiers)
+    small = scenario_parts(model, compute(model, "h100", gpus=1), tiers, stored_dtype=stored)
+
+    share = small.stored_bytes_per_token / plain.kv_bytes_per_token
+    size_bytes = 1e9
+    kernel_s = size_bytes * (1 + share) * tiers.curve("hbm.read").s_per_byte
+    moved_s = alone_s(plain.reads["dram"], size_bytes * share)
+    # Smaller blocks take a little longer on their way, too
+    took_s = alone_s(small.reads["dram"], size_bytes * share)
+    assert took_s == pytest.approx(moved_s + kernel_s, rel=1e-3)
+    assert any(note.startswith(f"quantising to {stored}: ") for note in small.notes)
 
 
 def test_a_chain_of_paths_is_as_slow_as_its_slowest() -> None:

@@ -24,10 +24,10 @@ def study(**options: object) -> Study:
 
 
 def test_capacities_are_whole_blocks_of_the_models_bytes() -> None:
-    scenario = study(hbm_gib=16.0, dram_gib=100.0, nvme_gib=1000.0).scenario
+    scenario = study(hbm_gib=32.0, dram_gib=100.0, nvme_gib=1000.0).scenario
 
     assert {tier.name: tier.capacity_blocks for tier in scenario.tiers} == {
-        "hbm": 16 * GIB // BLOCK_BYTES,
+        "hbm": 16 * GIB // BLOCK_BYTES,  # the other half is the running batch's
         "dram": 100 * GIB // BLOCK_BYTES,
         "nvme": 1000 * GIB // BLOCK_BYTES,
     }
@@ -61,14 +61,34 @@ def test_a_central_store_is_shared_behind_its_own_link() -> None:
     assert scenario.network.bytes_per_s == 5e9
 
 
-def test_hbm_holds_what_weights_leave_unless_the_user_says_more() -> None:
+def test_hbm_is_what_weights_leave_or_what_the_user_says_and_none_of_it_counts_twice() -> None:
     geometry = load_geometry("llama-3.1-70b")
     free = study().scenario
-    said = study(hbm_gib=10.0).scenario
+    said = study(hbm_gib=10.0, hbm_batch_share=0.2)
+    apart = study(hbm_gib=10.0, decode_nodes=1)
 
     most = 8 * 80e9 / geometry.model_bytes_per_token / 512
     assert 0 < free.tiers[0].capacity_blocks < most
-    assert said.decode.most_context_tokens == 10 * GIB // geometry.model_bytes_per_token
+    tokens = 10 * GIB / geometry.model_bytes_per_token
+    assert said.scenario.decode.most_context_tokens == int(0.2 * tokens)
+    assert said.scenario.tiers[0].capacity_blocks == int(0.8 * tokens / 512)
+    assert any(
+        note.startswith("hbm: 8 GiB for blocks, 2 GiB for the running batch")
+        for note in said.calibrations
+    )
+    # On nodes of their own, prefill has the blocks and decode the batch
+    assert apart.scenario.decode.most_context_tokens == int(tokens)
+    assert apart.scenario.tiers[0].capacity_blocks == int(tokens / 512)
+
+
+def test_scales_of_computing_multiply_what_is_modelled_and_the_note_says_which_to_try() -> None:
+    plain, scaled = study(), study(prefill_scale=2.0, decode_scale=0.5)
+
+    modelled, slower = plain.scenario.prefill, scaled.scenario.prefill
+    assert slower.seconds(1000, 200) == pytest.approx(2 * modelled.seconds(1000, 200))
+    assert scaled.scenario.decode.fixed_s == plain.scenario.decode.fixed_s / 2
+    assert scaled.scenario.decode.per_sequence_s == plain.scenario.decode.per_sequence_s / 2
+    assert any("--sweep prefill_scale=" in note for note in plain.calibrations)
 
 
 def test_lengths_beyond_the_calibration_are_a_warning_with_their_share() -> None:

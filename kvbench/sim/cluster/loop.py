@@ -20,7 +20,7 @@ from kvbench.sim.cluster.prefill import begin, decide, finish, hand_off, loaded
 from kvbench.sim.cluster.routing import elsewhere_of, estimate, queued_s, route
 from kvbench.sim.cluster.state import FETCH, HAND_OFF, LOAD, State
 from kvbench.sim.cluster.transfers import drained, release, seconds
-from kvbench.sim.jit import compiled
+from kvbench.sim.jit import compiled, pointed
 
 ALL_DONE, MORE_FLOWS, MORE_CELLS, MORE_NEWS = range(4)
 SPARE_FLOWS = 64  # more than any one event starts
@@ -178,7 +178,7 @@ def advance(state: State) -> int:  # noqa: C901 - each level of calls takes seco
         state.request,
         state.hits,
         state.pool,
-        state.memory,
+        pointed(state.memory),
         state.about,
         state.holders,
         state.sequence,

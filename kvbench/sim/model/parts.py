@@ -6,9 +6,11 @@ from kvbench.errors import UsageError
 from kvbench.geometry import KVGeometry, load_geometry
 from kvbench.sim.model.compute import Compute
 from kvbench.sim.model.tiers import Tiers
+from kvbench.sim.model.transfer import quantised
 from kvbench.sim.scenario import Decode, Path, Prefill, Tier
 
 BELOW_HBM = ("dram", "nvme")
+_MEMORY = "hbm.read"  # the curve that quantising goes by
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +61,8 @@ def scenario_parts(
 ) -> Parts:
     """What computing and moving take for `model`; below HBM it may be kept in `stored_dtype`.
 
-    A quantised cache costs its bytes alone: the kernel's time is in `transfer.quantised_s`.
+    Quantising reads all bytes of HBM once and writes what is stored, or the reverse, at the rate
+    that memory has; its time is added to that of each transfer where that rate is known.
 
     Raises:
         UsageError: the model has no cache per token, or `stored_dtype` is no dtype of it.
@@ -82,11 +85,18 @@ def scenario_parts(
                 continue
             curve = tiers.curve(name)
             depth = curve.most(queue_depth)
-            into[tier] = curve.path(block_bytes=block_bytes, depth=depth)
+            path = curve.path(block_bytes=block_bytes, depth=depth)
+            into[tier] = _with_kernel(path, tiers, stored / per_token)
             used.append(f"{name}: {curve.source}")
             outside += [f"{name}: {why}" for why in curve.outside(block_bytes, None, depth)]
-    if stored != per_token:
-        outside.append(f"{stored_dtype} below HBM: fewer bytes; the time to quantise is left out")
+    if stored != per_token and _MEMORY in tiers.curves:
+        rate = _kernel_bytes_per_s(tiers, stored / per_token) / 1e9
+        used.append(f"quantising to {stored_dtype}: {rate:.4g} GB/s, {tiers.curve(_MEMORY).source}")
+    elif stored != per_token:
+        outside.append(
+            f"{stored_dtype} below HBM: fewer bytes; how fast HBM is is not known, so the time to "
+            "quantise is left out"
+        )
     network = None
     if "peer.read" in tiers.curves:
         network = tiers.path("peer.read", block_bytes=block_bytes, queue_depth=queue_depth)
@@ -107,3 +117,15 @@ def scenario_parts(
         outside=tuple(outside),
         kind=f"{tiers.kind} tiers, modelled computing",
     )
+
+
+def _kernel_bytes_per_s(tiers: Tiers, share: float) -> float:
+    """Of quantising or its reverse, in bytes before quantising: all are moved, and a share more."""
+    return 1 / (tiers.curve(_MEMORY).s_per_byte * (1 + share))
+
+
+def _with_kernel(path: Path, tiers: Tiers, share: float) -> Path:
+    if share == 1.0 or _MEMORY not in tiers.curves:
+        return path
+    rate = _kernel_bytes_per_s(tiers, share)
+    return quantised(path, stored_share=share, kernel_bytes_per_s=rate)

@@ -66,16 +66,16 @@ def exposed_s(transfer_s: float, prefill_s: float, layers: int) -> float:
     return max(0.0, transfer_s - prefill_s * (layers - 1) / layers)
 
 
-def quantised_s(
-    path: Path, size_bytes: float, *, stored_share: float, kernel_bytes_per_s: float
-) -> float:
-    """Seconds to move `size_bytes` of cache as `stored_share` of that, one stage after the other.
+def quantised(path: Path, *, stored_share: float, kernel_bytes_per_s: float) -> Path:
+    """The path for a cache that is stored as `stored_share` of its bytes: for those stored bytes.
 
-    `kernel_bytes_per_s` is the rate of quantising or its reverse, in bytes before quantising.
+    A transfer moves them and its blocks go through the kernel, one after the other; kernels of
+    transfers at the same time do not wait for each other. `kernel_bytes_per_s` is the rate of
+    quantising or its reverse, in bytes before quantising.
     """
-    if size_bytes <= 0:
-        return 0.0
-    return alone_s(path, size_bytes * stored_share) + size_bytes / kernel_bytes_per_s
+    alone = min(path.bytes_per_s, path.flow_bytes_per_s)
+    rate = 1 / (1 / alone + 1 / (stored_share * kernel_bytes_per_s))
+    return Path(latency_s=path.latency_s, bytes_per_s=path.bytes_per_s, flow_bytes_per_s=rate)
 
 
 def chain(*paths: Path | None) -> Path:

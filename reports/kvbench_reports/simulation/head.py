@@ -78,6 +78,9 @@ def _model(options: Options) -> Facts:
     yield "kv_dtype", f"KV cache in {clean(options.kv_dtype)}{stored}"
     yield "gpus", f"{options.gpus} GPUs a node"
     yield "hardware", clean(options.hardware)
+    for name in ("prefill_scale", "decode_scale"):
+        if getattr(options, name) != 1:
+            yield name, f"{name.split('_')[0]} takes {getattr(options, name):g} times as long"
     if options.tiers:
         yield "tiers", f"tiers of {clean(options.tiers)}"
 
@@ -106,6 +109,8 @@ def _cluster(options: Options) -> Facts:
 def _node(options: Options) -> Facts:
     left = options.hbm_gib is None
     yield "hbm_gib", "what weights leave of HBM" if left else f"{options.hbm_gib:g} GiB HBM"
+    if not options.decode_nodes:
+        yield "hbm_batch_share", f"of it {100 * options.hbm_batch_share:g} % for the batch"
     yield "dram_gib", f"{options.dram_gib:g} GiB DRAM"
     yield "nvme_gib", f"{options.nvme_gib:g} GiB NVMe"
     if options.network_gbit is not None:
