@@ -87,6 +87,8 @@ def serve(order: dict[str, object]) -> None:
         lease_s=float(str(order["lease_s"])),
     )
     one = Replication(me, config, names, answers=Answers())
+    say({"ready": number})
+    sys.stdin.readline()  # Python has started everywhere: what follows is the joining alone
     one.start()
     say({"endpoint": one.membership.endpoints[0]})
     threading.Thread(target=watch, args=(one,), daemon=True).start()
@@ -113,7 +115,7 @@ def watch(one: Replication) -> None:
         if now != known:
             known = now
             say({"known": known, "at_s": time.monotonic()})
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def key_of(at: int) -> bytes:
@@ -272,16 +274,20 @@ def main() -> None:
     start_s = time.monotonic()
     peers = [Process(0, [], arguments.lease_s)]
     try:
+        peers[0].said.get(timeout=WAIT_S)
+        peers[0].tell("join")
         endpoint = str(peers[0].said.get(timeout=WAIT_S)["endpoint"])
         others = range(1, arguments.peers)
         peers += [Process(number, [endpoint], arguments.lease_s) for number in others]
         for peer in peers[1:]:
             peer.said.get(timeout=WAIT_S)
-        listen_s = time.monotonic()
-        print(
-            f"all processes listen after {listen_s - start_s:.2f} s (Python's own start included)"
-        )
-        print(f"all see all {settled(peers, listen_s)} after that", flush=True)
+        join_s = time.monotonic()
+        print(f"{arguments.peers} processes of Python have started after {join_s - start_s:.2f} s")
+        for peer in peers[1:]:
+            peer.tell("join")
+        for peer in peers[1:]:
+            peer.said.get(timeout=WAIT_S)
+        print(f"all see all {settled(peers, join_s)} after they began to join", flush=True)
         rest(peers, arguments.s)
         visibility(peers, arguments.puts_per_s, arguments.s)
         everybody = list(peers)

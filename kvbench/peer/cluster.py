@@ -30,7 +30,7 @@ MOST_NAMES = 64  # namespaces, endpoints, capacities of one peer
 MOST_NAME = 256
 LEAST_LEASE_S = 0.2  # below it a busy machine looks dead
 MOST_LEASE_S = 3600.0
-LEAST_OPEN_MS = 1000
+LEAST_OPEN_MS = 8000
 _CLUSTER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ENDPOINT = re.compile(r"(?:(tcp|tls)/)?(\[[0-9A-Fa-f:.%]+\]|[^/\[\]:?#]+):(\d{1,5})")
 
@@ -240,10 +240,15 @@ def zenoh_settings(config: MembershipConfig, listen: Sequence[Endpoint]) -> dict
         },
         "scouting/multicast/enabled": config.multicast,
         "scouting/gossip/enabled": True,
+        # Of two that hear of each other one connects, or many pairs would have two links, and
+        # keep both alive.
+        "scouting/gossip/autoconnect_strategy": {
+            "peer": {"to_router": "always", "to_peer": "greater-zid"}
+        },
         "transport/shared_memory/enabled": False,
         "transport/link/protocols": ["tls" if config.tls is not None else "tcp"],
         "transport/link/tx/lease": lease_ms,
-        "transport/link/tx/keep_alive": 4,  # of them in a lease
+        "transport/link/tx/keep_alive": 3,  # of them in a lease; each link has its own
         # Whoever takes nothing for a lease is gone; it holds up the publisher so long.
         "transport/link/tx/queue/congestion_control/block/wait_before_close": lease_ms * 1000,
         "transport/link/rx/max_message_size": 4 * 2**20,
