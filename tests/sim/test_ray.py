@@ -1,5 +1,6 @@
 """Sweeps on a Ray cluster: two node processes on this machine, through Ray's own local cluster."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from kvbench.cli import app
 from kvbench.errors import UsageError
 from kvbench.sim.ray_cluster import run_on_ray
 from kvbench.sim.sweep import run_jobs
@@ -45,6 +48,23 @@ def test_a_ray_cluster_of_two_nodes_gives_the_figures_of_one_process(cluster: An
 
     assert msgspec.json.encode(there) == msgspec.json.encode(here)
     assert here[2].reason == "no such tier"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.timeout(600)  # compiles, once in each process of the cluster that finds no code yet
+def test_the_command_gives_the_same_bytes_with_one_process_with_two_and_on_ray(
+    cluster: Any,
+) -> None:
+    sweep = ["--requests", "2000", "--sweep", "dram_gib=0,64", "--sweep", "architecture=none,p2p"]
+    texts: list[str] = []
+    for where in (["--jobs", "1"], ["--jobs", "2"], ["--ray", cluster.address]):
+        ran = CliRunner().invoke(app, ["simulate", "--nodes", "3", *sweep, *where, "--json"])
+        assert ran.exit_code == 0, ran.exception
+        texts.append(ran.stdout)
+
+    assert len(json.loads(texts[0])["runs"]) == 4
+    assert texts[1:] == texts[:1] * 2
 
 
 def test_without_a_cluster_at_that_address_it_says_so_in_one_line() -> None:
