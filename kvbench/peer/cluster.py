@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from kvbench.peer.certs import TlsFiles
 
 _log = logging.getLogger("kvbench.peer")
+CONTROL = "control"  # in Peer.endpoints: where others may join
+MOST_MEMBERS = 1024  # ids that are remembered; of a cluster of 128, those that came and went
 MOST_TOKEN = 8192
 MOST_NAMES = 64  # namespaces, endpoints, capacities of one peer
 MOST_NAME = 256
 LEAST_LEASE_S = 0.2  # below it a busy machine looks dead
 MOST_LEASE_S = 3600.0
 LEAST_OPEN_MS = 8000
+MOST_INTRODUCING_S = 10.0
+_NEVER_MS = 24 * 3600 * 1000
 _CLUSTER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ENDPOINT = re.compile(r"(?:(tcp|tls)/)?(\[[0-9A-Fa-f:.%]+\]|[^/\[\]:?#]+):(\d{1,5})")
 
@@ -269,3 +273,25 @@ def zenoh_settings(config: MembershipConfig, listen: Sequence[Endpoint]) -> dict
             "close_link_on_expiration": True,
         }
     return settings
+
+
+def introducing_s(config: MembershipConfig) -> float:
+    """How long an introduction may take: then it is over, whether the two have met or not."""
+    return min(config.lease_s, MOST_INTRODUCING_S) + 1.0
+
+
+def introducing_settings(config: MembershipConfig, ends: Sequence[Endpoint]) -> dict[str, object]:
+    """Of a session that is there for a moment, so that peers hear of each other by its gossip.
+
+    It connects to `ends` and to nobody whom it hears of, and listens nowhere.
+    """
+    # What is still being tried holds up closing, so one attempt has to do.
+    once = {"period_init_ms": _NEVER_MS, "period_max_ms": _NEVER_MS, "period_increase_factor": 1}
+    return {
+        **zenoh_settings(config, []),
+        "connect/endpoints": [str(each) for each in ends],
+        "connect/retry": once,
+        "scouting/multicast/enabled": False,
+        "scouting/gossip/autoconnect": {"router": [], "peer": []},
+        "transport/unicast/open_timeout": int(introducing_s(config) * 1000),
+    }

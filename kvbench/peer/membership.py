@@ -5,16 +5,14 @@ is gone at once, one that crashed when its sockets close, one that froze when it
 Zenoh's threads only put things into a queue; handlers run on one thread of this module's own,
 which shares no lock with data. Knows nothing of blocks: see `kvbench.peer.replication`.
 
-May import: kvbench.errors, kvbench.peer.{cluster,lingering,logs,model}. msgspec; zenoh, when it
-starts.
+May import: kvbench.errors, kvbench.peer.{cluster,introducer,introduction,lingering,logs,model,
+session}. msgspec; zenoh, when it starts.
 """
 
 import functools
 import itertools
-import json
 import logging
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,20 +21,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import msgspec
 
-from kvbench.errors import TierUnavailableError, UsageError
+from kvbench.errors import UsageError
 from kvbench.peer.cluster import (
+    CONTROL,
+    MOST_MEMBERS,
     Endpoint,
     MembershipConfig,
     check_fits,
-    free_port,
     id_of,
     peer_of,
     token_of,
-    zenoh_settings,
 )
+from kvbench.peer.introducer import Introducer
+from kvbench.peer.introduction import Pace, encode
 from kvbench.peer.lingering import close_at_once
 from kvbench.peer.logs import happened
 from kvbench.peer.model import Peer, PeerError, PeerId, Reason
+from kvbench.peer.session import opened_listening, zenoh_module
 
 if TYPE_CHECKING:
     from types import ModuleType, TracebackType
@@ -45,18 +46,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kvbench.peer")
 ROOT = "kvbench/1"  # of all keys; the version of what is below it
-CONTROL = "control"  # in Peer.endpoints: where others may join
 TICK_S = 0.1
 MOST_QUEUED = 1024  # deltas that wait for the handlers; more are dropped, which is a gap
 MOST_DELTA_BYTES = 256 * 1024
 MOST_REPLY_BYTES = 2 * 2**20
 MOST_REQUEST_BYTES = 4096
 ALONE_S = 5.0  # after which nobody of `join` having answered is said
-PORT_TRIES = 5
-MOST_MEMBERS = 1024  # ids that are remembered; of a cluster of 128, those that came and went
 MOST_TOKENS = 8  # of one of them: it has two while it says that it drains
 MOST_ANSWER_TEXT = 200  # characters of why a peer has no answer
-_OS_ERROR = re.compile(r"([^:\[\] ][^:\[\]]*) \(os error \d+\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +77,7 @@ class Counts(NamedTuple):
     refused: int  # peers that do not fit
     dropped: int  # messages that nobody had time for
     failed: int  # handlers that raised
+    introduced: int  # attempts to meet peers again that others see and this one does not
 
 
 class _Query(Protocol):
@@ -98,12 +96,20 @@ class Membership:
     """A peer among others, from `start` to `close`.
 
     `me` None: an observer, which is no peer and sees all peers, also those that fit nobody here.
+    `pace`: how often a peer looks for others that it misses; default: as fits the lease.
     """
 
-    def __init__(self, me: Peer | None, config: MembershipConfig, handlers: Handlers) -> None:
+    def __init__(
+        self,
+        me: Peer | None,
+        config: MembershipConfig,
+        handlers: Handlers,
+        pace: Pace | None = None,
+    ) -> None:
         self._config = config
         self._handlers = handlers
         self._me = me
+        self._pace = pace
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = (
             queue.SimpleQueue()
         )
@@ -116,6 +122,7 @@ class Membership:
         self._closing = False
         self._started_s = 0.0
         self._listen: list[Endpoint] = []
+        self._introducer: Introducer | None = None  # of a peer that has started
         # Of the thread alone.
         self._tokens: dict[PeerId, dict[str, Peer | None]] = {}  # None: refused
         self._asked: dict[int, tuple[list[bytes], Callable[[bytes | None], None]]] = {}
@@ -130,8 +137,8 @@ class Membership:
             PeerError: an endpoint cannot be listened on.
             TierUnavailableError: Zenoh is not installed.
         """
-        z = _zenoh()
-        self._open(z)
+        z = zenoh_module()
+        self._session, self._listen = opened_listening(self._config)
         try:
             self._declare(z)
         except BaseException:
@@ -150,6 +157,9 @@ class Membership:
                 self._me, endpoints={**self._me.endpoints, CONTROL: where}
             )
             mine = self._me.id.hex()
+            self._introducer = Introducer(
+                self._me, self._config, self._tokens, self._ask_whom, self._pace
+            )
             self._publisher = session.declare_publisher(
                 f"{prefix}/delta/{mine}",
                 congestion_control=z.CongestionControl.BLOCK,
@@ -159,6 +169,7 @@ class Membership:
                 "snapshot": self._handlers.page,
                 "status": lambda _: self._handlers.status(),
                 "drain": lambda _: self._handlers.drain(),
+                "peers": lambda _: self._peers(),
             }
             for what, serve in serves.items():
                 session.declare_queryable(f"{prefix}/{what}/{mine}", direct(self._asks(serve)))
@@ -214,7 +225,7 @@ class Membership:
             raise PeerError("this peer is not connected (any more)", Reason.UNREACHABLE)
         try:
             publisher.put(body)
-        except _zenoh().ZError as error:
+        except zenoh_module().ZError as error:
             raise PeerError(f"nothing can be sent: {error}", Reason.UNREACHABLE) from error
 
     def ask(self, peer_id: PeerId, request: bytes, then: Callable[[bytes | None], None]) -> None:
@@ -222,12 +233,17 @@ class Membership:
 
         `then` is called once, with None if there was no answer within two leases.
         """
-        session, z = self._opened(), _zenoh()
+        self._get("snapshot", peer_id, request, then)
+
+    def _get(
+        self, what: str, peer_id: PeerId, request: bytes, then: Callable[[bytes | None], None]
+    ) -> None:
+        session, z = self._opened(), zenoh_module()
         number = next(self._numbers)
         self._asked[number] = ([], then)
         try:
             session.get(
-                self._key("snapshot", peer_id),
+                self._key(what, peer_id),
                 z.handlers.Callback(
                     functools.partial(self._on_reply, number),
                     lambda: self._queue.put((self._answered, (number,))),
@@ -245,7 +261,7 @@ class Membership:
         Raises:
             PeerError: there is none in time, or it says why it has none.
         """
-        session, z = self._opened(), _zenoh()
+        session, z = self._opened(), zenoh_module()
         try:
             for reply in session.get(self._key(what, peer_id), timeout=timeout_s):
                 if reply.ok is not None and len(reply.ok.payload) <= MOST_REPLY_BYTES:
@@ -274,6 +290,8 @@ class Membership:
         self._queue.put(None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
+        if self._introducer is not None:
+            self._introducer.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -359,6 +377,15 @@ class Membership:
                     self._config.cluster,
                 )
         self._handlers.tick()
+        if self._introducer is not None and not self._closing and self._introducer.tick():
+            self._counts["introduced"] += 1
+
+    def _peers(self) -> bytes:
+        known = (peer for tokens in self._tokens.values() for peer in tokens.values())
+        return encode(peer for peer in known if peer is not None)
+
+    def _ask_whom(self, peer_id: PeerId, then: Callable[[bytes | None], None]) -> None:
+        self._get("peers", peer_id, b"", then)
 
     def _linked(self, here: str, there: str) -> None:
         close_at_once(here.partition("/")[2], there.partition("/")[2])
@@ -410,6 +437,8 @@ class Membership:
         if before and not any(tokens.values()):
             self._counts["left"] += 1
             _log.info("peer %s left", before[0].name, extra=happened("left", other=before[0].name))
+            if self._introducer is not None:
+                self._introducer.left(peer_id)
             self._handlers.left(peer_id)
 
     def _here(self, peer_id: PeerId, token: str, tokens: dict[str, Peer | None]) -> None:
@@ -456,41 +485,3 @@ class Membership:
 
     def _token_of(self, me: Peer) -> str:
         return f"{self._key('alive', me.id)}/{token_of(me)}"
-
-    def _open(self, z: "ModuleType") -> None:
-        """A session that listens; a free port that somebody took meanwhile is tried anew."""
-        wanted = self._config.endpoints(self._config.listen)
-        free = any(not each.port for each in wanted)
-        for left in reversed(range(PORT_TRIES if free else 1)):
-            listen = [each if each.port else free_port(each) for each in wanted]
-            try:
-                settings = z.Config()
-                for key, value in zenoh_settings(self._config, listen).items():
-                    settings.insert_json5(key, json.dumps(value))
-                self._session = z.open(settings)
-            except z.ZError as error:
-                if not left:
-                    where = ", ".join(map(str, listen))
-                    raise PeerError(
-                        f"cannot listen on {where}: {_of_system(error)}", Reason.UNREACHABLE
-                    ) from error
-            else:
-                self._listen = listen
-                return
-
-
-def _of_system(error: Exception) -> str:
-    """What the system said, of an error of Zenoh's, which names its own sources around it."""
-    text = str(error)
-    found = _OS_ERROR.search(text)
-    return found[1] if found else text.partition(" at /")[0].splitlines()[0][:200]
-
-
-def _zenoh() -> "ModuleType":
-    try:
-        import zenoh  # noqa: PLC0415  only where there are peers
-    except ImportError as error:
-        raise TierUnavailableError(
-            "peers find each other by Zenoh, which is not installed: pip install 'kvbench[peer]'"
-        ) from error
-    return zenoh

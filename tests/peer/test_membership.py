@@ -18,8 +18,8 @@ import pytest
 
 from kvbench.errors import UsageError
 from kvbench.peer.certs import TlsFiles, make_ca, make_certificate
-from kvbench.peer.cluster import MembershipConfig, check_fits, id_of, peer_of, token_of
-from kvbench.peer.membership import CONTROL, Handlers, Membership
+from kvbench.peer.cluster import CONTROL, MembershipConfig, check_fits, id_of, peer_of, token_of
+from kvbench.peer.membership import Handlers, Membership
 from kvbench.peer.model import Peer, PeerError, PeerId
 from kvbench.peer.replication import Answers, Replication
 from tests.peer.eventful import Eventful, eventually, keys, peer
