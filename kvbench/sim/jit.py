@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -110,11 +110,17 @@ def _pointing() -> Any:  # noqa: ANN401 - an untyped package
     return pointer_to
 
 
-def _itself(array: M) -> M:
+class _Same(Protocol):
+    """What gives back the kind of array that it is given."""
+
+    def __call__(self, array: M, /) -> M: ...
+
+
+def _itself(array: M, /) -> M:
     return array
 
 
 # In compiled code, a flat array as a bare pointer to its words; elsewhere the array. numba counts
 # references to an array at every call that is given it, with atomic additions, and hands it over in
 # seven parts. Whoever calls has to keep the array; an index below 0 is not counted from the end.
-pointed: Callable[[M], M] = _pointing() if COMPILES else _itself
+pointed: _Same = _pointing() if COMPILES else _itself

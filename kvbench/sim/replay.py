@@ -16,11 +16,16 @@ from kvbench.errors import UsageError
 from kvbench.policy.names import Kind, Rule, ruled
 from kvbench.sim.columns import Columns
 from kvbench.sim.jit import compiled
-from kvbench.sim.replay_line import ABSENT, Line, in_line
+from kvbench.sim.replay_dense_counts import KINDS as COUNTED
+from kvbench.sim.replay_dense_counts import make_counts, through_counts
+from kvbench.sim.replay_dense_queues import KINDS as QUEUED
+from kvbench.sim.replay_dense_queues import make_queues, through_queues
+from kvbench.sim.replay_line import in_line, make_line
 from kvbench.sim.replay_loops import Blocks, Found, as_the_store, block_by_block
 from kvbench.sim.replay_rows import make_pools
 
 MOST_TOUCHES = 2**31 - 1  # the clock of the pools is an int32
+MOST_COUNTED = MOST_TOUCHES // 8  # references whose rows of counts an int32 can number for sure
 
 
 class Order(StrEnum):
@@ -79,21 +84,34 @@ def replay(
         victims=np.zeros(references if victims else 0, np.int32),
     )
     asked = Blocks(columns.ids, columns.starts, oldest_in_use(columns, rule))
-    plain = rule.kind in {Kind.LRU, Kind.FIFO} and not rule.leaf_first
-    if plain and order is not Order.AS_THE_STORE:
-        links = np.full((columns.unique_blocks + 1, 2), ABSENT, np.int32)
-        how = Line(blocks, rule.kind is Kind.LRU, order is Order.TAIL_FIRST)
-        in_line(links, how, asked, found)
-    else:
+    tail_first = order is Order.TAIL_FIRST
+    if order is Order.AS_THE_STORE:
+        as_the_store(make_pools([eviction], [blocks], columns.unique_blocks), asked, found)
+    elif rule.leaf_first or (rule.kind in COUNTED and references > MOST_COUNTED):
         pools = make_pools([eviction], [blocks], columns.unique_blocks)
-        if order is Order.AS_THE_STORE:
-            as_the_store(pools, asked, found)
-        else:
-            block_by_block(pools, asked, found, order is Order.TAIL_FIRST)
+        block_by_block(pools, asked, found, tail_first)
+    else:
+        _flat(columns, rule.kind, blocks, asked, found, tail_first)
     kept = int(found.gone[-1]) if victims and n else 0
     return Replay(
         leading=found.leading, hits=found.hits, gone=found.gone, victims=found.victims[:kept]
     )
+
+
+def _flat(
+    columns: Columns, kind: Kind, blocks: int, asked: Blocks, found: Found, tail_first: bool
+) -> None:
+    """Block by block through a flat policy, on dense rows."""
+    ids = columns.unique_blocks
+    if kind in COUNTED:
+        longest = int(np.diff(columns.starts).max())
+        counts = make_counts(kind, blocks, ids, longest)
+        through_counts(counts, blocks, asked, found, tail_first)
+    elif kind in QUEUED:
+        through_queues(make_queues(kind, blocks, ids), asked, found, tail_first)
+    else:
+        line = make_line(blocks, ids, fifo=kind is Kind.FIFO)
+        in_line(line, asked, found, tail_first)
 
 
 def oldest_in_use(columns: Columns, rule: Rule) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Plain LRU and FIFO, block by block: the replays that are run most, in one array. Compiled.
+"""LRU, FIFO and TTL, flat and block by block: the replays that are run most. Compiled.
 
 Decides as the general loop does, at a fraction of the time; a test compares them.
 
@@ -10,67 +10,84 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.sim.jit import compiled
+from kvbench.sim.jit import compiled, pointed
+from kvbench.sim.replay_dense import (
+    AFTER,
+    STATE,
+    WORDS,
+    at,
+    leading_here,
+    link_last,
+    make_rows,
+    unlink,
+    unlink_first,
+)
 from kvbench.sim.replay_loops import Blocks, Found
-
-ABSENT = -1
+from kvbench.sim.replay_rows import Memory
 
 
 class Line(NamedTuple):
-    """How the line is kept."""
+    """A pool in one line. STATE of a block that is here is 1 + the request that used it last."""
 
-    capacity: int  # of the pool, in blocks
-    lru: bool  # a touch moves a block to the end
-    tail_first: bool  # the blocks of a request are used from its tail
+    m: Memory  # a row for each block, then the end of the line
+    end: int
+    capacity: int
+    fifo: bool  # a touch changes nothing
+
+
+def make_line(capacity: int, unique_blocks: int, *, fifo: bool) -> Line:
+    """An empty pool."""
+    return Line(make_rows(unique_blocks + 1, unique_blocks, 1), unique_blocks, capacity, fifo)
 
 
 @compiled
-def in_line(links: NDArray[np.int32], rule: Line, blocks: Blocks, found: Found) -> None:
-    """As `block_by_block` with flat LRU or FIFO.
-
-    Args:
-        links: (ids + 1, 2), before and after of each block that is here, else ABSENT; the last row
-            is both ends of the line.
-        rule: how.
-        blocks: what is read.
-        found: what is written.
-    """
-    ids = blocks.ids
-    end_row = len(links) - 1
-    links[end_row, 0] = end_row
-    links[end_row, 1] = end_row
+def in_line(made: Line, blocks: Blocks, found: Found, tail_first: bool) -> None:
+    """As `block_by_block`, in a pool of `make_line`. With `blocks.oldest`, blocks expire."""
+    m, ids = pointed(made.m), pointed(blocks.ids)
     here, gone = 0, 0
     for request in range(len(blocks.starts) - 1):
         first, end = int(blocks.starts[request]), int(blocks.starts[request + 1])
-        leading = 0
-        while first + leading < end and links[ids[first + leading], 0] >= 0:
-            leading += 1
-        found.leading[request] = leading
+        if len(blocks.oldest) > 0:
+            expired = _expire(m, made.end, int(blocks.oldest[request]), found.victims[gone:])
+            gone += expired
+            here -= expired
+        found.leading[request] = leading_here(m, ids, first, end)
         hits = 0
         for step in range(end - first):
-            block = ids[end - 1 - step] if rule.tail_first else ids[first + step]
-            before, after = links[block, 0], links[block, 1]
-            if before >= 0:
+            block = int(np.int64(ids[end - 1 - step if tail_first else first + step]))
+            if m[WORDS * block + STATE] > 0:
                 hits += 1
-                if not rule.lru:
+                if made.fifo:
                     continue
-                links[before, 1] = after
-                links[after, 0] = before
-            elif here < rule.capacity:
+                unlink(m, block)
+            elif here < made.capacity:
                 here += 1
             else:
-                oldest = links[end_row, 1]
-                after = links[oldest, 1]
-                links[end_row, 1] = after
-                links[after, 0] = end_row
-                links[oldest, 0] = ABSENT
+                oldest = _go(m, made.end)
                 if gone < len(found.victims):
                     found.victims[gone] = oldest
                 gone += 1
-            last = links[end_row, 0]
-            links[last, 1] = block
-            links[block, 0] = last
-            links[block, 1] = end_row
-            links[end_row, 0] = block
+            m[WORDS * block + STATE] = 1 + request
+            link_last(m, block, made.end)
         found.hits[request] = hits
         found.gone[request] = gone
+
+
+@compiled
+def _go(m: Memory, end_row: int) -> int:
+    """The next victim leaves."""
+    oldest = unlink_first(m, end_row)
+    m[WORDS * oldest + STATE] = 0
+    return oldest
+
+
+@compiled
+def _expire(m: Memory, end_row: int, turn: int, victims: NDArray[np.int32]) -> int:
+    """What no request from number `turn` on has used leaves, oldest first; how many that were."""
+    gone = 0
+    while 0 < at(m, at(m, end_row, AFTER), STATE) <= turn:
+        oldest = _go(m, end_row)
+        if gone < len(victims):
+            victims[gone] = oldest
+        gone += 1
+    return gone

@@ -1,6 +1,12 @@
 """Replays of a trace through one pool: compiled against the policies' own objects, examples."""
 
+import os
+import random
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvbench.errors import UsageError
-from kvbench.policy.names import NAMES
+from kvbench.policy.names import LEAF, NAMES, ruled
 from kvbench.sim.columns import Columns
-from kvbench.sim.replay import Order, Replay, replay
+from kvbench.sim.replay import Order, Replay, oldest_in_use, replay
 from kvbench.sim.replay_hits import cached_tokens, hit_ratios
 from kvbench.sim.replay_kernels import hold, insert, remove, touch, victim
+from kvbench.sim.replay_loops import Blocks, Found, block_by_block
 from kvbench.sim.replay_plain import replay_plain
 from kvbench.sim.replay_rows import NONE, POOL_WORDS, find_row, front_of, make_pools, park, unpark
 from kvbench.sim.trace.read import read_columns
@@ -21,6 +28,21 @@ from tests.sim.traces import CONVERSATION, real_trace
 
 each_policy = pytest.mark.parametrize("name", [*NAMES, "ttl:4", "leaf-ttl:4"])
 each_order = pytest.mark.parametrize("order", list(Order))
+FLAT = [*(name for name in NAMES if not name.startswith(LEAF)), "ttl:4"]
+each_flat = pytest.mark.parametrize("name", FLAT)
+IN_TURN = [Order.HEAD_FIRST, Order.TAIL_FIRST]
+ROOT = Path(__file__).parents[2]
+PLAIN = """
+import sys
+from kvbench.sim.jit import COMPILES
+from kvbench.sim.replay import Order, replay
+from tests.sim.small_traces import conversations
+assert not COMPILES
+columns = conversations(3, 60, 12)
+for name in sys.argv[1:]:
+    for order in (Order.HEAD_FIRST, Order.TAIL_FIRST):
+        print(replay(columns, name, 16, order=order, victims=True).victims.tolist())
+"""
 
 
 def same(one: Replay, other: Replay) -> None:
@@ -79,6 +101,100 @@ def test_so_it_does_on_longer_made_up_traces(name: str, seed: int) -> None:
         for order in Order:
             compiled = replay(columns, name, 32, order=order, victims=True)
             same(compiled, replay_plain(columns, name, 32, order))
+
+
+def by_rows(columns: Columns, name: str, blocks: int, order: Order) -> Replay:
+    """Block by block through the pool that can do all."""
+    n = columns.requests
+    found = Found(
+        leading=np.zeros(n, np.int32),
+        hits=np.zeros(n, np.int32),
+        gone=np.zeros(n, np.int64),
+        victims=np.zeros(len(columns.ids), np.int32),
+    )
+    asked = Blocks(columns.ids, columns.starts, oldest_in_use(columns, ruled(name)))
+    pools = make_pools([name], [blocks], columns.unique_blocks)
+    block_by_block(pools, asked, found, order is Order.TAIL_FIRST)
+    return Replay(
+        leading=found.leading,
+        hits=found.hits,
+        gone=found.gone,
+        victims=found.victims[: found.gone[-1]],
+    )
+
+
+@each_flat
+@pytest.mark.parametrize("order", IN_TURN)
+@settings(deadline=None, max_examples=25)
+@given(
+    requests=st.lists(st.lists(st.integers(0, 11), max_size=14), min_size=2, max_size=50),
+    few=st.integers(1, 12),
+    blocks=st.integers(1, 14),
+)
+def test_so_it_does_where_a_request_names_a_block_twice_and_blocks_change_their_depth(
+    name: str, order: Order, requests: list[list[int]], few: int, blocks: int
+) -> None:
+    # The fewer ids, the higher their counts
+    made = [[0], *([block % few for block in each] for each in requests)]
+    columns = columns_of(made)
+    dense = replay(columns, name, blocks, order=order, victims=True)
+    same(dense, by_rows(columns, name, blocks, order))
+    columns = columns_of([[block for block, _ in groupby(each)] for each in made])
+    dense = replay(columns, name, blocks, order=order, victims=True)
+    same(dense, replay_plain(columns, name, blocks, order))  # no block may follow itself
+
+
+@each_flat
+@pytest.mark.parametrize("blocks", [3, 5, 8])
+def test_blocks_that_were_popular_once_stay_as_long_as_the_policy_keeps_them(
+    name: str, blocks: int
+) -> None:
+    later = random.Random(7).choices(range(2, 12), k=300)
+    columns = columns_of([[block] for block in [0] * 9 + [1] * 6 + later])
+    compiled = replay(columns, name, blocks, order=Order.HEAD_FIRST, victims=True)
+    assert len(compiled.victims) > 50
+    same(compiled, replay_plain(columns, name, blocks, Order.HEAD_FIRST))
+
+
+@each_flat
+@pytest.mark.parametrize("order", IN_TURN)
+def test_a_flat_pool_of_any_size_decides_on_a_real_trace_as_one_that_can_do_all(
+    name: str, order: Order
+) -> None:
+    columns = read_columns(real_trace(CONVERSATION)).first(3000)
+    for blocks in (1, 2, 5, 39, 1000, 10_000):
+        dense = replay(columns, name, blocks, order=order, victims=True)
+        assert dense.gone[-1] > 30_000
+        same(dense, by_rows(columns, name, blocks, order))
+
+
+def test_a_trace_with_more_blocks_than_counts_can_number_is_replayed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = conversations(0, count=60, longest=12)
+    dense = replay(columns, "length-aware", 16, victims=True)
+    assert len(dense.victims) > 16
+    monkeypatch.setattr("kvbench.sim.replay.MOST_COUNTED", len(columns.ids) - 1)
+    monkeypatch.delattr("kvbench.sim.replay.make_counts")
+    same(replay(columns, "length-aware", 16, victims=True), dense)
+
+
+def test_without_numba_flat_replays_decide_the_same_and_nothing_overflows() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PLAIN, *FLAT],
+        cwd=ROOT,
+        env={**os.environ, "KVBENCH_NO_NUMBA": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    columns = conversations(3, 60, 12)
+    lines = [
+        str(replay(columns, name, 16, order=order, victims=True).victims.tolist())
+        for name in FLAT
+        for order in IN_TURN
+    ]
+    assert done.stdout.splitlines() == lines
 
 
 @settings(deadline=None, max_examples=60)
