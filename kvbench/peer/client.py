@@ -44,8 +44,8 @@ LEAST_ID = 4  # digits that name a peer
 class Onlooker:
     """Sees all peers of a cluster, from `start` to `close`.
 
-    `config` says where to join; where it listens is never of use to an onlooker, which is on any
-    free port of loopback.
+    `config` says where to join. An onlooker listens on a free port of loopback, which is of no use
+    to others: it connects to all of them by itself (see `zenoh_id`).
     """
 
     def __init__(self, config: MembershipConfig, directory: Directory | None = None) -> None:

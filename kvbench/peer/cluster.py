@@ -9,6 +9,7 @@ import base64
 import binascii
 import ipaddress
 import logging
+import os
 import re
 import socket
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ MOST_NAMES = 64  # namespaces, endpoints, capacities of one peer
 MOST_NAME = 256
 LEAST_LEASE_S = 0.2  # below it a busy machine looks dead
 MOST_LEASE_S = 3600.0
-LEAST_OPEN_MS = 8000
+OPEN_MS = 5000  # of a connection, both sides: starting together, peers take seconds for it
+ZENOH_ID_BYTES = 16
 MOST_INTRODUCING_S = 10.0
 _NEVER_MS = 24 * 3600 * 1000
 _CLUSTER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -229,8 +231,10 @@ def free_port(endpoint: Endpoint) -> Endpoint:
 def zenoh_settings(config: MembershipConfig, listen: Sequence[Endpoint]) -> dict[str, object]:
     """Zenoh's configuration; its keys are those of `DEFAULT_CONFIG.json5` of Zenoh 1.x."""
     lease_ms = int(config.lease_s * 1000)
+    identity = zenoh_id(reached=any(not each.loopback for each in listen))
     join = [str(each) for each in config.endpoints(config.join)]
     settings: dict[str, object] = {
+        "id": identity,
         "mode": "peer",
         "listen/endpoints": [str(each) for each in listen],
         "listen/exit_on_failure": True,
@@ -244,8 +248,8 @@ def zenoh_settings(config: MembershipConfig, listen: Sequence[Endpoint]) -> dict
         },
         "scouting/multicast/enabled": config.multicast,
         "scouting/gossip/enabled": True,
-        # Of two that hear of each other one connects, or many pairs would have two links, and
-        # keep both alive.
+        # Of two that hear of each other one connects (see `zenoh_id`), or many pairs would have two
+        # links, and keep both alive.
         "scouting/gossip/autoconnect_strategy": {
             "peer": {"to_router": "always", "to_peer": "greater-zid"}
         },
@@ -256,9 +260,9 @@ def zenoh_settings(config: MembershipConfig, listen: Sequence[Endpoint]) -> dict
         # Whoever takes nothing for a lease is gone; it holds up the publisher so long.
         "transport/link/tx/queue/congestion_control/block/wait_before_close": lease_ms * 1000,
         "transport/link/rx/max_message_size": 4 * 2**20,
-        # TCP tries again after 1, 3 and 7 s, so a new attempt finds a healed network sooner.
-        "transport/unicast/open_timeout": max(LEAST_OPEN_MS, lease_ms),
-        "transport/unicast/accept_timeout": max(LEAST_OPEN_MS, lease_ms),
+        # TCP tries again after 1, 3 and 7 s: a new attempt after 5 s finds a healed network sooner.
+        "transport/unicast/open_timeout": OPEN_MS,
+        "transport/unicast/accept_timeout": OPEN_MS,
     }
     if config.tls is not None:
         tls = config.tls
@@ -273,6 +277,17 @@ def zenoh_settings(config: MembershipConfig, listen: Sequence[Endpoint]) -> dict
             "close_link_on_expiration": True,
         }
     return settings
+
+
+def zenoh_id(*, reached: bool) -> str:
+    """A new id for a session, in Zenoh's hexadecimal: of two, the one with the greater id connects.
+
+    So who listens on loopback alone, and cannot be reached from other machines, has a greater one
+    than all who can. The last byte written counts most.
+    """
+    first, *middle, last = os.urandom(ZENOH_ID_BYTES)
+    last = last & 0x7F if reached else last | 0x80
+    return bytes((first | 0x10, *middle, last)).hex()  # without leading zeros
 
 
 def introducing_s(config: MembershipConfig) -> float:

@@ -95,21 +95,24 @@ class Introducer:
             self._thread.join(MOMENT_S)
 
     def _told(self, by: PeerId, body: bytes | None) -> None:
+        named: dict[PeerId, list[Endpoint]] = {}
         try:
             named = {} if body is None else decode(body, self._config)
         except PeerError as error:
-            named = {}
             _log.warning("peer %s says whom it sees, which cannot be: %s", by.hex()[:8], error)
-        self._lost.told(named)
+        finally:
+            self._lost.told(named)
 
 
 def _introduce(config: MembershipConfig, ends: Sequence[Endpoint], over: threading.Event) -> None:
     """On its own thread, until they have met or the time is over."""
     try:
         session = opened(introducing_settings(config, ends))
-        over.wait(introducing_s(config))
-        for link in session.info.links():
-            close_at_once(str(link.src).partition("/")[2], str(link.dst).partition("/")[2])
-        session.close()
+        try:
+            over.wait(introducing_s(config))
+            for link in session.info.links():
+                close_at_once(str(link.src).partition("/")[2], str(link.dst).partition("/")[2])
+        finally:
+            session.close()
     except zenoh_module().ZError as error:
         _log.info("the introduction came to nothing: %s", error)

@@ -20,9 +20,9 @@ from msgspec import Meta
 from kvbench.errors import UsageError
 from kvbench.peer.cluster import (
     CONTROL,
-    LEAST_OPEN_MS,
     MOST_MEMBERS,
     MOST_NAME,
+    OPEN_MS,
     Endpoint,
     MembershipConfig,
 )
@@ -85,10 +85,15 @@ def endpoints(where: str, config: MembershipConfig) -> list[Endpoint]:
     found: list[Endpoint] = []
     for text in where.split(",")[:MOST_ENDS]:
         try:
-            found += [each for each in config.endpoints([text]) if each.port]
+            found += [each for each in config.endpoints([text]) if each.port and _one(each)]
         except UsageError:
             continue
     return found
+
+
+def _one(endpoint: Endpoint) -> bool:
+    """Whether it is an address of a machine, not all of them."""
+    return not any(every in str(endpoint) for every in _EVERY_ADDRESS)
 
 
 def reachable(where: dict[str, str]) -> str:
@@ -116,9 +121,7 @@ class Pace:
     @classmethod
     def of(cls, lease_s: float) -> Self:
         """For a lease: an attempt of Zenoh's that is under way ends within the patience."""
-        return cls(
-            soon_s=min(2 * lease_s, LOOK_S), patience_s=max(2 * lease_s, LEAST_OPEN_MS / 1000)
-        )
+        return cls(soon_s=min(2 * lease_s, LOOK_S), patience_s=max(2 * lease_s, OPEN_MS / 1000))
 
 
 class Missing(NamedTuple):

@@ -37,7 +37,7 @@ from kvbench.peer.introduction import Pace, encode
 from kvbench.peer.lingering import close_at_once
 from kvbench.peer.logs import happened
 from kvbench.peer.model import Peer, PeerError, PeerId, Reason
-from kvbench.peer.session import opened_listening, zenoh_module
+from kvbench.peer.session import close_within, opened_listening, zenoh_module
 
 if TYPE_CHECKING:
     from types import ModuleType, TracebackType
@@ -51,6 +51,7 @@ MOST_QUEUED = 1024  # deltas that wait for the handlers; more are dropped, which
 MOST_DELTA_BYTES = 256 * 1024
 MOST_REPLY_BYTES = 2 * 2**20
 MOST_REQUEST_BYTES = 4096
+CLOSE_S = 2.0  # that leaving waits for what Zenoh is still connecting to
 ALONE_S = 5.0  # after which nobody of `join` having answered is said
 MOST_TOKENS = 8  # of one of them: it has two while it says that it drains
 MOST_ANSWER_TEXT = 200  # characters of why a peer has no answer
@@ -282,11 +283,10 @@ class Membership:
         if self._closing:
             return
         self._closing = True
-        session = self._session
-        if session is not None:
+        if self._session is not None:
             if self._token is not None:
                 self._token.undeclare()
-            session.close()
+            close_within(self._session, CLOSE_S)
         self._queue.put(None)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
@@ -376,9 +376,9 @@ class Membership:
                     ALONE_S,
                     self._config.cluster,
                 )
-        self._handlers.tick()
         if self._introducer is not None and not self._closing and self._introducer.tick():
             self._counts["introduced"] += 1
+        self._handlers.tick()
 
     def _peers(self) -> bytes:
         known = (peer for tokens in self._tokens.values() for peer in tokens.values())

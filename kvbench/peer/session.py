@@ -7,7 +7,9 @@ May import: kvbench.errors, kvbench.peer.{cluster,model}. zenoh, when one is ope
 """
 
 import json
+import logging
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 from kvbench.errors import TierUnavailableError
@@ -17,6 +19,7 @@ from kvbench.peer.model import PeerError, Reason
 if TYPE_CHECKING:
     from types import ModuleType
 
+_log = logging.getLogger("kvbench.peer")
 PORT_TRIES = 5
 _OS_ERROR = re.compile(r"([^:\[\] ][^:\[\]]*) \(os error \d+\)")
 
@@ -47,6 +50,22 @@ def opened(settings: dict[str, object]) -> Any:  # noqa: ANN401  half of its met
     for key, value in settings.items():
         config.insert_json5(key, json.dumps(value))
     return z.open(config)
+
+
+def close_within(session: Any, within_s: float) -> None:  # noqa: ANN401  as above
+    """Close a session. What it is still connecting to holds that up: then it goes on behind."""
+    closed = threading.Event()
+
+    def close() -> None:
+        try:
+            session.close()
+        except zenoh_module().ZError as error:
+            _log.warning("a session of Zenoh's ended badly: %s", _of_system(error))
+        finally:
+            closed.set()
+
+    threading.Thread(target=close, name="kvbench-peer-leaves", daemon=True).start()
+    closed.wait(within_s)
 
 
 def opened_listening(config: MembershipConfig) -> tuple[Any, list[Endpoint]]:
