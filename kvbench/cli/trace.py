@@ -29,7 +29,8 @@ Format = Annotated[
     ),
 ]
 BlockTokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of a block, of a log with token ids; 16.")
+    int | None,
+    typer.Option(min=1, help="Tokens of a block, of a log with token ids.", show_default="16"),
 ]
 
 

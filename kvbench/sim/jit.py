@@ -44,7 +44,10 @@ def _cache_folder() -> str:
         digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbench"
     folder = caches / f"compiled-{digest.hexdigest()[:16]}"
-    if not folder.exists():
+    if folder.exists():
+        with contextlib.suppress(OSError):  # it belongs to somebody else
+            folder.touch()  # in use
+    else:
         _forget_old(caches)
     return str(folder)
 

@@ -33,6 +33,7 @@ from kvbench.sim.model import (
     scenario_parts,
     splitwise,
 )
+from kvbench.sim.model.transfer import quantised
 from kvbench.sim.options import Options, read_router
 from kvbench.sim.scenario import (
     Architecture,
@@ -109,7 +110,7 @@ def make_study(options: Options, columns: Columns) -> Study:
         scenario=scenario,
         calibrations=(
             *_used(parts.notes, scenario),
-            _ranges(computing),
+            _ranges(options, computing),
             *network_note,
             _hbm_note(options, parts),
         ),
@@ -248,9 +249,14 @@ def _central(
     if options.architecture is not Architecture.CENTRAL:
         return None
     bytes_per_token = parts.stored_bytes_per_token or parts.kv_bytes_per_token
-    path = Path(
+    link = Path(
         latency_s=network.latency_s if network is not None else 0.0,
         bytes_per_s=options.central_gbit * _BYTES_PER_S_PER_GBIT,
+    )
+    path = quantised(
+        link,
+        stored_share=bytes_per_token / parts.kv_bytes_per_token,
+        kernel_bytes_per_s=parts.kernel_bytes_per_s,
     )
     return Tier(
         name="central",
@@ -274,12 +280,14 @@ def _used(notes: Sequence[str], scenario: Scenario) -> tuple[str, ...]:
     return tuple(f"{', '.join(names)}: {text}" for text, names in texts.items())
 
 
-def _ranges(computing: Compute) -> str:
+def _ranges(options: Options, computing: Compute) -> str:
     prefill, decode = computing.prefill_range, computing.decode_range
     return (
         f"ranges of computing: prefill {prefill.low:.2f} to {prefill.high:.2f} times, decode "
-        f"{decode.low:.2f} to {decode.high:.2f} times what is modelled; results are of the middle, "
-        f"for the ends: --sweep prefill_scale={prefill.low:.2f},1,{prefill.high:.2f}"
+        f"{decode.low:.2f} to {decode.high:.2f} times what is modelled; results are of "
+        f"{options.prefill_scale:g} and {options.decode_scale:g} times; for the ends --sweep "
+        f"prefill_scale={prefill.low:.2f},1,{prefill.high:.2f} and "
+        f"decode_scale={decode.low:.2f},1,{decode.high:.2f}"
     )
 
 

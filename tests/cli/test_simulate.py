@@ -274,3 +274,16 @@ def test_help_needs_neither_numpy_nor_numba() -> None:
         "assert not {'numpy', 'numba', 'scipy', 'torch', 'ray'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_the_format_of_a_trace_is_taken_at_its_word_and_needs_one(trace: Path) -> None:
+    without = CliRunner().invoke(app, ["simulate", "--format", "mooncake"])
+    other = CliRunner().invoke(app, ["simulate", str(trace), "--format", "azure"])
+    block = CliRunner().invoke(app, ["simulate", str(trace), "--block-tokens", "16"])
+
+    assert isinstance(without.exception, UsageError)
+    assert "name its file" in str(without.exception)
+    assert isinstance(other.exception, UsageError)
+    assert "talks.jsonl" in str(other.exception)
+    assert isinstance(block.exception, UsageError)
+    assert "block size" in str(block.exception)

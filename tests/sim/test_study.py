@@ -89,6 +89,19 @@ def test_scales_of_computing_multiply_what_is_modelled_and_the_note_says_which_t
     assert scaled.scenario.decode.fixed_s == plain.scenario.decode.fixed_s / 2
     assert scaled.scenario.decode.per_sequence_s == plain.scenario.decode.per_sequence_s / 2
     assert any("--sweep prefill_scale=" in note for note in plain.calibrations)
+    assert any("results are of 2 and 0.5 times" in note for note in scaled.calibrations)
+
+
+def test_quantising_for_a_central_store_takes_time_as_for_any_tier_below_hbm() -> None:
+    shared = {"architecture": Architecture.CENTRAL, "central_gbit": 400.0}
+    plain, small = study(**shared).scenario, study(**shared, stored_dtype="fp8").scenario
+
+    assert plain.central is not None
+    assert plain.central.read is not None
+    assert plain.central.read.flow_bytes_per_s == float("inf")
+    assert small.central is not None
+    assert small.central.read is not None
+    assert small.central.read.flow_bytes_per_s < small.central.read.bytes_per_s
 
 
 def test_lengths_beyond_the_calibration_are_a_warning_with_their_share() -> None:

@@ -1,5 +1,7 @@
 """Calibrations joined into what a `Scenario` is made of, with notes on where each part is from."""
 
+import math
+
 import msgspec
 
 from kvbench.errors import UsageError
@@ -23,6 +25,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     network: Path | None  # of one node
     kv_bytes_per_token: float  # of the whole model
     stored_bytes_per_token: float
+    kernel_bytes_per_s: float  # of quantising or its reverse, in bytes of HBM; infinite: it is free
     layers: int
     hbm_free_bytes: float  # 0: not known
     notes: tuple[str, ...]
@@ -62,7 +65,8 @@ def scenario_parts(
     """What computing and moving take for `model`; below HBM it may be kept in `stored_dtype`.
 
     Quantising reads all bytes of HBM once and writes what is stored, or the reverse, at the rate
-    that memory has; its time is added to that of each transfer where that rate is known.
+    that memory has. Where that rate is known, its time is added to that of a lone transfer; of
+    transfers that share a path it hides behind the others'.
 
     Raises:
         UsageError: the model has no cache per token, or `stored_dtype` is no dtype of it.
@@ -73,6 +77,7 @@ def scenario_parts(
         other = load_geometry(model.name, cache_dtype=stored_dtype)
         stored = float(other.model_bytes_per_token)
     block_bytes = max(1, int(stored * block_tokens))
+    kernel = _kernel_bytes_per_s(tiers, stored / per_token)
     reads: dict[str, Path] = {}
     writes: dict[str, Path] = {}
     used: list[str] = []
@@ -86,12 +91,12 @@ def scenario_parts(
             curve = tiers.curve(name)
             depth = curve.most(queue_depth)
             path = curve.path(block_bytes=block_bytes, depth=depth)
-            into[tier] = _with_kernel(path, tiers, stored / per_token)
+            into[tier] = quantised(path, stored_share=stored / per_token, kernel_bytes_per_s=kernel)
             used.append(f"{name}: {curve.source}")
             outside += [f"{name}: {why}" for why in curve.outside(block_bytes, None, depth)]
-    if stored != per_token and _MEMORY in tiers.curves:
-        rate = _kernel_bytes_per_s(tiers, stored / per_token) / 1e9
-        used.append(f"quantising to {stored_dtype}: {rate:.4g} GB/s, {tiers.curve(_MEMORY).source}")
+    if math.isfinite(kernel):
+        source = tiers.curve(_MEMORY).source
+        used.append(f"quantising to {stored_dtype}: {kernel / 1e9:.4g} GB/s, {source}")
     elif stored != per_token:
         outside.append(
             f"{stored_dtype} below HBM: fewer bytes; how fast HBM is is not known, so the time to "
@@ -111,6 +116,7 @@ def scenario_parts(
         network=network,
         kv_bytes_per_token=per_token,
         stored_bytes_per_token=stored,
+        kernel_bytes_per_s=kernel,
         layers=model.layer_count,
         hbm_free_bytes=compute.hbm_free_bytes,
         notes=(f"computing: {compute.name}, {compute.source}", *used),
@@ -121,11 +127,6 @@ def scenario_parts(
 
 def _kernel_bytes_per_s(tiers: Tiers, share: float) -> float:
     """Of quantising or its reverse, in bytes before quantising: all are moved, and a share more."""
-    return 1 / (tiers.curve(_MEMORY).s_per_byte * (1 + share))
-
-
-def _with_kernel(path: Path, tiers: Tiers, share: float) -> Path:
     if share == 1.0 or _MEMORY not in tiers.curves:
-        return path
-    rate = _kernel_bytes_per_s(tiers, share)
-    return quantised(path, stored_share=share, kernel_bytes_per_s=rate)
+        return math.inf
+    return 1 / (tiers.curve(_MEMORY).s_per_byte * (1 + share))

@@ -71,8 +71,10 @@ def quantised(path: Path, *, stored_share: float, kernel_bytes_per_s: float) -> 
 
     A transfer moves them and its blocks go through the kernel, one after the other; kernels of
     transfers at the same time do not wait for each other. `kernel_bytes_per_s` is the rate of
-    quantising or its reverse, in bytes before quantising.
+    quantising or its reverse, in bytes before quantising; infinite: it takes no time.
     """
+    if math.isinf(kernel_bytes_per_s):
+        return path
     alone = min(path.bytes_per_s, path.flow_bytes_per_s)
     rate = 1 / (1 / alone + 1 / (stored_share * kernel_bytes_per_s))
     return Path(latency_s=path.latency_s, bytes_per_s=path.bytes_per_s, flow_bytes_per_s=rate)
