@@ -70,14 +70,23 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     An index out of range is not noticed, as in C; run with KVBENCH_NO_NUMBA to notice it.
     """
+    return _made(function)
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """As `compiled`, and copied into whatever compiled code calls it: for what is small."""
+    return _made(function, forceinline=True)
+
+
+def _made(function: Callable[P, R], **options: bool) -> Callable[P, R]:
     if _NUMBA is None:
         return function
     config, before = _NUMBA.config, _NUMBA.config.CACHE_DIR
     config.CACHE_DIR = before or _FOLDER  # other users of numba in this process keep theirs
     try:
-        made = _NUMBA.njit(cache=True, nogil=True)(function)
+        made = _NUMBA.njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # no folder can be written to
-        made = _NUMBA.njit(nogil=True)(function)
+        made = _NUMBA.njit(nogil=True, **options)(function)
     finally:
         config.CACHE_DIR = before
     _without_literals(made)

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kvbench.sim.jit import compiled
+from kvbench.sim.jit import compiled, inlined
 from kvbench.sim.replay_rows import Memory
 
 # Words of a row. STATE is above 0 where the block is here. In an end, COUNT is its owner's.
@@ -29,13 +29,13 @@ def make_rows(rows: int, first_end: int = 0, ends: int = 0) -> Memory:
     return cast("Memory", memory.ravel())
 
 
-@compiled
+@inlined
 def at(m: Memory, row: int, word: int) -> int:
     """A word of a row, as an int64: numba would compile all it is given to once more for int32."""
     return int(np.int64(m[WORDS * row + word]))
 
 
-@compiled
+@inlined
 def link_last(m: Memory, row: int, end: int) -> None:
     """To the back of a list."""
     last = at(m, end, BEFORE)
@@ -45,7 +45,7 @@ def link_last(m: Memory, row: int, end: int) -> None:
     m[WORDS * end + BEFORE] = row
 
 
-@compiled
+@inlined
 def unlink(m: Memory, row: int) -> None:
     """Out of its list."""
     before, after = at(m, row, BEFORE), at(m, row, AFTER)
@@ -53,7 +53,7 @@ def unlink(m: Memory, row: int) -> None:
     m[WORDS * after + BEFORE] = before
 
 
-@compiled
+@inlined
 def unlink_first(m: Memory, end: int) -> int:
     """The front of a list that has one leaves it; its row."""
     first = at(m, end, AFTER)

@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from kvbench.policy.names import Kind
-from kvbench.sim.jit import compiled, pointed
+from kvbench.sim.jit import compiled, inlined, pointed
 from kvbench.sim.replay_dense import (
     AFTER,
     BEFORE,
@@ -127,7 +127,7 @@ def _make_list(p: Pool, uses: int, lower: int) -> int:
     return made
 
 
-@compiled
+@inlined
 def _drop_if_empty(p: Pool, last: int) -> None:
     m = p.m
     if at(m, last, AFTER) != last:
@@ -159,7 +159,7 @@ def _lowest_changed(p: Pool, head: int) -> None:
 # Use, coming and going.
 
 
-@compiled
+@inlined
 def _touch(p: Pool, block: int) -> None:
     """A block that is here was used."""
     m = p.m
@@ -177,7 +177,7 @@ def _touch(p: Pool, block: int) -> None:
     _drop_if_empty(p, old)
 
 
-@compiled
+@inlined
 def _arrive(p: Pool, block: int, depth: int) -> None:
     m = p.m
     uses = at(m, block, COUNT) + 1  # of earlier stays, perfect LFU
